@@ -1,0 +1,1 @@
+"""PixArt-α and PixArt-Σ: the model library behind the nodes. Imports no host."""

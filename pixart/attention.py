@@ -1,0 +1,112 @@
+"""Self-attention and masked cross-attention of the PixArt block.
+
+The attention kernel is injected: ``attention(q, k, v, heads, mask=None, transformer_options=None)`` with
+q (B, N, D), k and v (B, M, D), an additive ``mask`` that broadcasts to (B, heads, N, M), result (B, N, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+Attention = Callable[..., torch.Tensor]
+
+
+def sdpa(q, k, v, heads: int, mask=None, transformer_options=None) -> torch.Tensor:
+    """PyTorch's scaled dot-product attention with the calling convention above."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, H, N, d)
+    out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2)  # (B, N, D)
+
+
+def caption_bias(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Additive attention bias (B, 1, 1, L) for a caption mask (B, L), or None where every token counts.
+
+    Half the lowest finite number, not -inf: adding it to a score stays finite in fp16, and a chunk
+    of keys that is masked whole gives no NaN in backends that work chunk by chunk.
+    """
+    if mask is None:
+        return None
+    keep = mask != 0
+    bias = torch.zeros(keep.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill(~keep, torch.finfo(dtype).min / 2)[:, None, None, :]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over image tokens with one fused qkv projection."""
+
+    def __init__(self, hidden_size: int, num_heads: int, attention: Attention, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention = attention
+        self.qkv = operations.Linear(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
+        self.proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor, transformer_options: dict) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, D) each
+        return self.proj(patched_attention(self, "attn1", q, k, v, None, transformer_options))
+
+
+class CrossAttention(nn.Module):
+    """Image tokens attend to the caption's tokens; nothing is attended to past the caption's mask."""
+
+    def __init__(self, hidden_size: int, num_heads: int, attention: Attention, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention = attention
+        self.q_linear = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
+        self.kv_linear = operations.Linear(hidden_size, 2 * hidden_size, dtype=dtype, device=device)
+        self.proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
+
+    def forward(self, x: torch.Tensor, caption: torch.Tensor, bias, transformer_options: dict) -> torch.Tensor:
+        q = self.q_linear(x)
+        k, v = self.kv_linear(caption).chunk(2, dim=-1)  # (B, L, D) each
+        return self.proj(patched_attention(self, "attn2", q, k, v, bias, transformer_options))
+
+
+def patched_attention(layer, name: str, q, k, v, bias, transformer_options: dict) -> torch.Tensor:
+    """``layer.attention`` with the three patch points that ComfyUI's packs and nodes know.
+
+    ``patches["attn1_patch"]`` may change q, k, v (B, H, N, d) and the bias; ``patches_replace["attn1"]``
+    takes the place of the kernel, q, k, v being (B, N, D); ``patches["attn1_output_patch"]`` changes its
+    output (B, N, D). ``name`` is "attn1" for self-attention and "attn2" for cross-attention. Replacements
+    are looked up as a UNet names its blocks, see ``attention_block_name``.
+    """
+    patches = transformer_options.get("patches", {})
+    replacements = transformer_options.get("patches_replace", {}).get(name)
+    heads = layer.num_heads
+
+    for patch in patches.get(f"{name}_patch", ()):
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, H, N, d)
+        out = patch(q, k, v, pe=None, attn_mask=bias, extra_options=transformer_options)
+        q, k, v = (t.transpose(1, 2).flatten(2) for t in (out.get("q", q), out.get("k", k), out.get("v", v)))
+        bias = out.get("attn_mask", bias)
+
+    replacement = None
+    if replacements:
+        block = transformer_options.get("block", ())
+        replacement = next((replacements[key] for key in (block, block[:2]) if key in replacements), None)
+    if replacement is not None:
+        options = {**transformer_options, "n_heads": heads, "dim_head": q.shape[-1] // heads}
+        x = replacement(q, k, v, options)
+    else:
+        x = layer.attention(q, k, v, heads, mask=bias, transformer_options=transformer_options)
+
+    for patch in patches.get(f"{name}_output_patch", ()):
+        x = patch(x, transformer_options)
+    return x
+
+
+def attention_block_name(index: int, depth: int) -> tuple[str, int, int]:
+    """The name a UNet would give block ``index``, as attention patches of UNet packs address it.
+
+    The block halfway through the stack is ("middle", 0), which is what perturbed-attention guidance
+    replaces; those before it are ("input", i), those after it ("output", i). The last 0 is the index of
+    the transformer block within a UNet block, always 0 here.
+    """
+    middle = depth // 2
+    if index == middle:
+        return ("middle", 0, 0)
+    return ("input", index, 0) if index < middle else ("output", index - middle - 1, 0)

@@ -1,0 +1,1 @@
+"""Training: everything here may use more packages than inference does."""

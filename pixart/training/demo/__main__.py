@@ -1,0 +1,33 @@
+"""Command line of the demo's recipe: one stage a call, each resumable."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+STAGES = ("text", "encoder", "decoder", "diffusion")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pixart.training.demo", description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--out", type=Path, default=Path("demo-run"), help="folder for states and logs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="default: what the published demo was trained with")
+    args = parser.parse_args()
+    if args.stage == "text":
+        from . import text
+
+        text.train(args.out, args.seed, args.steps or 1500)
+    elif args.stage in ("encoder", "decoder"):
+        from . import autoencoder
+
+        autoencoder.train(args.out, args.stage, args.seed, args.steps or {"encoder": 250, "decoder": 900}[args.stage])
+    elif args.stage == "diffusion":
+        from . import diffusion
+
+        diffusion.train(args.out, args.seed, args.steps or 6000)
+
+
+if __name__ == "__main__":
+    main()

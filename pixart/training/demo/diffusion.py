@@ -1,0 +1,156 @@
+"""Trains the demo's PixArt-Σ transformer on pictures drawn as it goes."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import nn
+from torchvision.utils import save_image
+
+from ...config import PixArtConfig
+from ...transformer import PixArtTransformer
+from ..initialise import initialise
+from ..noise import NoiseSchedule
+from . import text
+from .captions import random_caption, random_scene
+from .drawing import draw, place
+from .judge import mistakes
+from .latents import COLOUR_CENTRE, COLOUR_SPREAD, teacher_latents
+from .run import Resumable, seeded
+
+CONFIG = PixArtConfig(
+    family="sigma",
+    hidden_size=216,
+    depth=5,
+    num_heads=3,
+    mlp_hidden_size=864,
+    caption_channels=128,
+    max_caption_tokens=300,
+    base_size=8,
+    pe_interpolation=0.25,
+)
+
+NATIVE = (128, 128)
+WIDE = ((112, 144), (144, 112), (96, 160), (160, 96), (80, 192), (192, 80))
+LARGE = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 192), (192, 192))
+"""Height and width in pixels: most steps at the native size, some at its other shapes, few at the next size."""
+
+TOKENS_A_STEP = 2048
+
+
+def random_size(rng: random.Random) -> tuple[int, int]:
+    draw_ = rng.random()
+    return NATIVE if draw_ < 0.72 else rng.choice(WIDE) if draw_ < 0.87 else rng.choice(LARGE)
+
+
+class Ema(nn.Module):
+    """Exponential moving average of a model's parameters, warmed up so that early values fade soon."""
+
+    def __init__(self, model: nn.Module, decay: float = 0.9995):
+        super().__init__()
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def schedule(step: int, steps: int, warmup: int = 150, decay: float = 0.25) -> float:
+    """Learning-rate factor: warm up, hold, and over the last quarter go down along a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    tail = max(0.0, (step - steps * (1 - decay)) / (steps * decay))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(tail, 1.0)))
+
+
+class DiffusionTask:
+    """Noise prediction; a caption is dropped one time in ten so that guidance has its null."""
+
+    def __init__(self, out: Path, seed: int, steps: int, learning_rate: float = 1.2e-3):
+        self.rng, self.steps, self.learning_rate, self.out = seeded(seed), steps, learning_rate, out
+        self.noise = NoiseSchedule()
+        self.tokenizer, self.encoder = text.load(out)
+        self.model = initialise(PixArtTransformer(CONFIG))
+        self.model.y_embedder.y_embedding.copy_(self.encode([""])[0][0, 0])
+        self.ema = Ema(self.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0)
+        self.weight = self.noise.demo_weights()
+
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = text.tokenize(self.tokenizer, captions)
+        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+
+    def step(self, index: int) -> dict[str, float]:
+        height, width = random_size(self.rng)
+        batch = max(1, round(TOKENS_A_STEP * 256 / (height * width)))
+        scenes, captions = zip(*(random_caption(self.rng) for _ in range(batch)), strict=True)
+        captions = ["" if self.rng.random() < 0.1 else caption for caption in captions]
+        pictures = draw([place(scene, height, width, self.rng) for scene in scenes], height, width)
+        latents = teacher_latents(pictures)
+        caption, mask = self.encode(captions)
+
+        t = torch.randint(0, 1000, (batch,))
+        noise = torch.randn_like(latents)
+        predicted = self.model(self.noise.add(latents, noise, t), t, caption, mask)
+        error = (predicted - noise).pow(2).mean(dim=(1, 2, 3))
+        loss = (error * self.weight[t]).mean()
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * schedule(index, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update(self.model, index)
+        return {"loss": loss.item(), "error": error.mean().item(), "norm": norm.item()}
+
+    @torch.no_grad()
+    def sample(self, captions: list[str], height: int, width: int, seed: int, cfg: float = 4.5) -> torch.Tensor:
+        """Latents for the captions: the average model, DPM-Solver++, 20 steps."""
+        model = self.ema.average
+        caption, mask = self.encode([*captions, *[""] * len(captions)])
+        scheduler = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+        scheduler.set_timesteps(20)
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(len(captions), 4, height // 8, width // 8, generator=generator)
+        for t in scheduler.timesteps:
+            positive, negative = model(torch.cat([x, x]), t.expand(2 * len(x)), caption, mask).chunk(2)
+            x = scheduler.step(negative + cfg * (positive - negative), t, x).prev_sample
+        return x
+
+    def preview(self, step: int, count: int = 24) -> None:
+        """A sheet of pictures and, once the decoder is trained, how many of them are right."""
+        rng = random.Random(1)
+        scenes = [random_scene(rng) for _ in range(count)]
+        latents = self.sample([scene.caption() for scene in scenes], *NATIVE, seed=1)
+        pictures = self.decode(latents).clamp(0, 1)
+        wrong = [mistakes(scene, picture) for scene, picture in zip(scenes, pictures, strict=True)]
+        save_image(pictures, self.out / f"preview-{step:06d}.png", nrow=8)
+        tally = {name: sum(name in w for w in wrong) for name in ("colour", "background", "position", "shape", "size")}
+        with (self.out / "preview.log").open("a") as file:
+            file.write(f"step {step}: {sum(not w for w in wrong)} of {count} right; wrong: {tally}\n")
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        from diffusers import AutoencoderTiny
+
+        path = self.out / "autoencoder-decoder.state.pt"
+        if not path.exists():
+            cells = latents[:, :3] * COLOUR_SPREAD + COLOUR_CENTRE
+            return nn.functional.interpolate(cells, scale_factor=8, mode="bilinear")
+        decoder = AutoencoderTiny().decoder
+        decoder.load_state_dict(torch.load(path, weights_only=True)["model"])
+        return (decoder(latents) + 1) / 2
+
+
+def train(out: Path, seed: int, steps: int) -> None:
+    """Train, or go on training, the transformer; needs the text stage's files in ``out``."""
+    task = DiffusionTask(out, seed, steps)
+    Resumable(task, out / "diffusion.state.pt").run(steps, save_every=250, after_save=task.preview)

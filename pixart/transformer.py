@@ -1,0 +1,223 @@
+"""The PixArt diffusion transformer: α and Σ, every size and depth.
+
+Chen et al., "PixArt-α" (arXiv:2310.00426) and "PixArt-Σ" (arXiv:2403.04692). Parameters carry the names of
+the original code. Layers come from ``operations`` and attention from ``attention``, so the same class runs
+under ComfyUI's casting and offloading and under plain PyTorch. Parameters are created uninitialised:
+load a state dict, or see ``pixart.training.initialise``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .attention import Attention, CrossAttention, SelfAttention, attention_block_name, caption_bias, sdpa
+from .config import PixArtConfig
+from .embeddings import CaptionEmbedder, Mlp, PatchEmbed, ScalarEmbedder, position_grid
+
+LAYER_NORM_EPS = 1e-6
+
+
+def raw(parameter: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A parameter that belongs to no layer of ``operations``, in the dtype and on the device of ``like``."""
+    return parameter.to(dtype=like.dtype, device=like.device)
+
+
+def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """adaLN: ``x * (1 + scale) + shift`` in one fused step."""
+    return torch.addcmul(shift, x, scale + 1)
+
+
+class Block(nn.Module):
+    """Self-attention and MLP under adaLN-single, with cross-attention to the caption between them."""
+
+    def __init__(self, config: PixArtConfig, attention: Attention, dtype=None, device=None, operations=nn):
+        super().__init__()
+        factory = {"dtype": dtype, "device": device}
+        size = config.hidden_size
+        norm = {"elementwise_affine": False, "eps": LAYER_NORM_EPS, **factory}
+        self.norm1 = operations.LayerNorm(size, **norm)
+        self.attn = SelfAttention(size, config.num_heads, attention, **factory, operations=operations)
+        self.cross_attn = CrossAttention(size, config.num_heads, attention, **factory, operations=operations)
+        self.norm2 = operations.LayerNorm(size, **norm)
+        self.mlp = Mlp(size, config.mlp_hidden_size, size, **factory, operations=operations)
+        self.scale_shift_table = nn.Parameter(torch.empty(6, size, **factory))
+
+    def forward(self, x, caption, t0, bias, transformer_options: dict) -> torch.Tensor:
+        """x (B, N, D), caption (B, L, D), t0 (B, 6, D), bias from ``caption_bias`` → (B, N, D)."""
+        modulation = raw(self.scale_shift_table, t0) + t0
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)  # (B, 1, D)
+        attended = self.attn(modulate(self.norm1(x), shift_msa, scale_msa), transformer_options)
+        x = torch.addcmul(x, gate_msa, attended)
+        x = x + self.cross_attn(x, caption, bias, transformer_options)
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+
+
+class FinalLayer(nn.Module):
+    """Modulated layer norm and the projection of each token to its patch of output pixels."""
+
+    def __init__(self, config: PixArtConfig, dtype=None, device=None, operations=nn):
+        super().__init__()
+        factory = {"dtype": dtype, "device": device}
+        self.norm_final = operations.LayerNorm(
+            config.hidden_size, elementwise_affine=False, eps=LAYER_NORM_EPS, **factory
+        )
+        self.linear = operations.Linear(config.hidden_size, config.patch_size**2 * config.out_channels, **factory)
+        self.scale_shift_table = nn.Parameter(torch.empty(2, config.hidden_size, **factory))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        shift, scale = (raw(self.scale_shift_table, t) + t[:, None]).chunk(2, dim=1)  # (B, 1, D)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class PixArtTransformer(nn.Module):
+    """Predicts the noise in a latent picture from its timestep and its caption."""
+
+    def __init__(
+        self, config: PixArtConfig, *, attention: Attention = sdpa, dtype=None, device=None, operations=nn
+    ):
+        super().__init__()
+        factory = {"dtype": dtype, "device": device, "operations": operations}
+        size = config.hidden_size
+        self.config = config
+        self.dtype = dtype
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, size, **factory)
+        self.t_embedder = ScalarEmbedder(size, **factory)
+        if config.micro_condition:
+            self.csize_embedder = ScalarEmbedder(size // 3, **factory)
+            self.ar_embedder = ScalarEmbedder(size // 3, **factory)
+        self.t_block = nn.Sequential(nn.SiLU(), operations.Linear(size, 6 * size, dtype=dtype, device=device))
+        self.y_embedder = CaptionEmbedder(
+            config.caption_channels, size, config.max_caption_tokens, config.null_caption, **factory
+        )
+        self.blocks = nn.ModuleList(Block(config, attention, **factory) for _ in range(config.depth))
+        self.final_layer = FinalLayer(config, **factory)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        caption: torch.Tensor,
+        caption_mask: torch.Tensor | None = None,
+        size: torch.Tensor | None = None,
+        aspect_ratio: torch.Tensor | None = None,
+        control: dict[str, Sequence[torch.Tensor | None]] | None = None,
+        transformer_options: dict | None = None,
+        learned_variance: bool = False,
+    ) -> torch.Tensor:
+        """Noise prediction (B, C, H, W), in the dtype of ``x``.
+
+        x: noisy latents (B, C, H, W); sides that are no multiple of the patch are padded, then cropped.
+        timesteps: (B,), 0 to 999, integer or not.
+        caption: T5 features (B, L, caption_channels); caption_mask: (B, L), zero where padded.
+        size, aspect_ratio: (B, 2) height and width in pixels and (B, 1) height / width, for checkpoints with
+            size conditioning; where left out, the latent's own size times 8.
+        control: residuals {"output": [after block 0, after block 1, …]}, each (B, N, D) or None.
+        transformer_options: ComfyUI's patches; see ``Block`` and ``patched_attention``.
+        learned_variance: return all output channels, (B, 2C, H, W) for released models.
+
+        Raises ValueError when the caption's width is not the checkpoint's.
+        """
+        config = self.config
+        if caption.shape[-1] != config.caption_channels:
+            raise ValueError(
+                f"The caption has {caption.shape[-1]} channels, but this checkpoint was trained on captions of "
+                f"{config.caption_channels}: the text encoder does not belong to it. Load the T5 that the "
+                "checkpoint was made with."
+            )
+        options = dict(transformer_options or {})
+        height, width = x.shape[-2:]
+        x = self.pad_to_patch(x)
+        rows, columns = (side // config.patch_size for side in x.shape[-2:])
+
+        grid = position_grid(
+            config.hidden_size, rows, columns, config.base_size, config.pe_interpolation, device=grid_device(x)
+        )
+        tokens = self.x_embedder(x)
+        tokens = tokens + grid.to(device=x.device, dtype=tokens.dtype)  # (B, N, D)
+        t = self.t_embedder(timesteps, tokens.dtype)  # (B, D)
+        if config.micro_condition:
+            t = t + self.embed_size(size, aspect_ratio, height, width, t)
+        t0 = self.t_block(t).unflatten(1, (6, -1))  # (B, 6, D)
+        caption = self.y_embedder(caption.to(tokens.dtype))  # (B, L, D)
+        bias = caption_bias(caption_mask, tokens.dtype)
+
+        tokens = self.run_blocks(tokens, caption, t0, bias, control, options)
+        tokens = self.final_layer(tokens, t)  # (B, N, p * p * 2C)
+        out = self.unpatchify(tokens, rows, columns)[..., :height, :width]
+        return out if learned_variance else out[:, : config.in_channels]
+
+    def run_blocks(self, x, caption, t0, bias, control, options: dict) -> torch.Tensor:
+        """The stack of blocks, with ComfyUI's ``patches_replace["dit"]`` and ControlNet residuals after each."""
+        replacements = options.get("patches_replace", {}).get("dit", {})
+        residuals = (control or {}).get("output", ())
+        depth = len(self.blocks)
+        options["total_blocks"] = depth
+        options["block_type"] = "double"
+        for index, block in enumerate(self.blocks):
+            options["block_index"] = index
+            options["block"] = attention_block_name(index, depth)
+            replacement = next(
+                (replacements[key, index] for key in BLOCK_KEYS if (key, index) in replacements), None
+            )
+            if replacement is None:
+                x = block(x, caption, t0, bias, options)
+            else:
+                x = replace_block(block, replacement, x, caption, t0, bias, options)
+            if index < len(residuals) and residuals[index] is not None:
+                x = x + residuals[index]
+        return x
+
+    def embed_size(self, size, aspect_ratio, height: int, width: int, like: torch.Tensor) -> torch.Tensor:
+        """α's micro-conditioning (B, D): embedded height, width and aspect ratio side by side."""
+        batch = like.shape[0]
+        if size is None:
+            size = torch.tensor([[height * 8.0, width * 8.0]], device=like.device)
+        if aspect_ratio is None:
+            aspect_ratio = size[:, :1].float() / size[:, 1:].float()
+        size = repeat_to_batch(size, batch)
+        aspect_ratio = repeat_to_batch(aspect_ratio, batch)
+        return torch.cat([self.csize_embedder(size, like.dtype), self.ar_embedder(aspect_ratio, like.dtype)], dim=1)
+
+    def pad_to_patch(self, x: torch.Tensor) -> torch.Tensor:
+        """Extend the bottom and right side to a multiple of the patch by repeating the last row and column."""
+        patch = self.config.patch_size
+        bottom, right = (-side % patch for side in x.shape[-2:])
+        if not bottom and not right:
+            return x
+        return nn.functional.pad(x, (0, right, 0, bottom), mode="replicate")
+
+    def unpatchify(self, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """(B, rows * columns, p * p * C) → (B, C, rows * p, columns * p); within a token the channel is fastest."""
+        patch = self.config.patch_size
+        x = x.reshape(x.shape[0], rows, columns, patch, patch, -1)
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+BLOCK_KEYS = ("double_block", "single_block", "block")
+"""The names under which nodes and packs replace a block of a DiT; PixArt has one kind, which answers to all."""
+
+
+def replace_block(block, replacement, x, caption, t0, bias, options: dict) -> torch.Tensor:
+    """Hand a block to a ComfyUI ``patches_replace["dit"]`` function, with the arguments the host's models use."""
+
+    def original(args: dict) -> dict:
+        img = block(args["img"], args["txt"], args["vec"], args["attn_mask"], args["transformer_options"])
+        return {"img": img, "txt": args["txt"]}
+
+    args = {"img": x, "txt": caption, "vec": t0, "pe": None, "attn_mask": bias, "transformer_options": options}
+    return replacement(args, {"original_block": original})["img"]
+
+
+def repeat_to_batch(values: torch.Tensor, batch: int) -> torch.Tensor:
+    """Repeat the rows of (b, n) values over a batch, as the reference does with conditions given once."""
+    if values.shape[0] == batch:
+        return values
+    return values.repeat(-(-batch // values.shape[0]), 1)[:batch]
+
+
+def grid_device(x: torch.Tensor) -> torch.device:
+    """Where to compute the float64 position grid: Apple's and some other devices have no float64."""
+    return x.device if x.device.type in ("cpu", "cuda", "meta") else torch.device("cpu")
