@@ -7,6 +7,12 @@ from torch import nn
 
 from ..transformer import PixArtTransformer
 
+REFERENCE_STD, REFERENCE_WIDTH, REFERENCE_CAPTION = 0.02, 1152, 4096
+"""The reference draws its embedders with one standard deviation, meant for one width. A narrower model takes
+a wider one, so that what a layer puts out is as large: at 0.02 a caption of 128 channels would be a whisper
+beside the picture, and training hardly hears it.
+"""
+
 
 @torch.no_grad()
 def initialise(model: PixArtTransformer, generator: torch.Generator | None = None) -> PixArtTransformer:
@@ -22,12 +28,20 @@ def initialise(model: PixArtTransformer, generator: torch.Generator | None = Non
     nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1), generator=generator)
     nn.init.zeros_(projection.bias)
 
-    embedders = [model.t_embedder.mlp[0], model.t_embedder.mlp[2], model.t_block[1]]
-    embedders += [model.y_embedder.y_proj.fc1, model.y_embedder.y_proj.fc2]
+    caption = model.y_embedder.y_proj
+    reference_inputs = {
+        model.t_embedder.mlp[0]: 256,
+        model.t_embedder.mlp[2]: REFERENCE_WIDTH,
+        model.t_block[1]: REFERENCE_WIDTH,
+        caption.fc1: REFERENCE_CAPTION,
+        caption.fc2: REFERENCE_WIDTH,
+    }
     if model.config.micro_condition:
-        embedders += [e.mlp[i] for e in (model.csize_embedder, model.ar_embedder) for i in (0, 2)]
-    for layer in embedders:
-        nn.init.normal_(layer.weight, std=0.02, generator=generator)
+        for embedder in (model.csize_embedder, model.ar_embedder):
+            reference_inputs |= {embedder.mlp[0]: 256, embedder.mlp[2]: REFERENCE_WIDTH // 3}
+    for layer, inputs in reference_inputs.items():
+        std = REFERENCE_STD * (inputs / layer.in_features) ** 0.5
+        nn.init.normal_(layer.weight, std=std, generator=generator)
 
     for block in model.blocks:
         block.scale_shift_table.normal_(std=size**-0.5, generator=generator)

@@ -73,7 +73,7 @@ def schedule(step: int, steps: int, warmup: int = 150, decay: float = 0.25) -> f
 class DiffusionTask:
     """Noise prediction; a caption is dropped one time in ten so that guidance has its null."""
 
-    def __init__(self, out: Path, seed: int, steps: int, learning_rate: float = 1.2e-3):
+    def __init__(self, out: Path, seed: int, steps: int, learning_rate: float = 1.5e-3):
         self.rng, self.steps, self.learning_rate, self.out = seeded(seed), steps, learning_rate, out
         self.noise = NoiseSchedule()
         self.tokenizer, self.encoder = text.load(out)
@@ -81,7 +81,7 @@ class DiffusionTask:
         self.model.y_embedder.y_embedding.copy_(self.encode([""])[0][0, 0])
         self.ema = Ema(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0)
-        self.weight = self.noise.demo_weights()
+        self.weight = self.noise.layout_weights()
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,22 @@
+"""The nodes. One file a feature; this one lists them for the host."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import ComfyExtension
+
+from . import captions, checkpoint, resolution
+from .host import folders
+
+NODES = [*checkpoint.NODES, *captions.NODES, *resolution.NODES]
+
+
+class PixArtExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        folders.register_demo()
+
+    async def get_node_list(self) -> list:
+        return NODES
+
+
+async def comfy_entrypoint() -> PixArtExtension:
+    return PixArtExtension()

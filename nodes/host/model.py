@@ -1,0 +1,221 @@
+"""PixArtTransformer as the host's MODEL."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import comfy.model_base
+import comfy.model_management
+import comfy.supported_models
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ...pixart.checkpoint import Checkpoint, open_checkpoint, state_dict_to_save
+from ...pixart.config import ALPHA, PixArtConfig
+from ...pixart.transformer import PixArtTransformer
+from . import compat
+from .conds import PaddedCond
+
+log = logging.getLogger(__name__)
+
+WEIGHT_DTYPES = {
+    "auto": None,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+
+def host_attention(q, k, v, heads: int, mask=None, transformer_options=None) -> torch.Tensor:
+    """The host's chosen attention backend, with overrides from ``transformer_options``."""
+    return optimized_attention(q, k, v, heads, mask=mask, transformer_options=transformer_options or {})
+
+
+class HostTransformer(PixArtTransformer):
+    """The transformer with the host's call: wrappers around it, the host's names for its inputs."""
+
+    def __init__(self, pixart_config: PixArtConfig, dtype=None, device=None, operations=None, **shape):
+        super().__init__(pixart_config, attention=host_attention, dtype=dtype, device=device, operations=operations)
+
+    def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **kwargs):
+        transformer_options = {} if transformer_options is None else transformer_options
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timesteps, context, control, transformer_options, **kwargs)
+
+    def _forward(
+        self, x, timesteps, context, control, transformer_options, caption_mask=None, c_size=None, c_ar=None, **ignored
+    ):
+        return super().forward(
+            x,
+            timesteps,
+            context,
+            caption_mask=caption_mask,
+            size=c_size,
+            aspect_ratio=c_ar,
+            control=control,
+            transformer_options=transformer_options,
+        )
+
+
+class PixArtModel(comfy.model_base.PixArt):
+    """The host's PixArt model with our transformer inside, so that its LoRA maps and type checks apply."""
+
+    def __init__(self, model_config, facts: "CheckpointFacts", device=None):
+        comfy.model_base.BaseModel.__init__(
+            self, model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostTransformer
+        )
+        self.pixart = facts
+
+    def extra_conds(self, **kwargs) -> dict:
+        out = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
+        caption = kwargs.get("cross_attn")
+        if caption is not None:
+            self.check_caption(caption)
+            out["c_crossattn"] = PaddedCond(caption)
+            out["caption_mask"] = PaddedCond(caption_mask(caption, kwargs.get("attention_mask")))
+        if self.pixart.config.micro_condition:
+            out |= size_conds(kwargs)
+        return out
+
+    def null_caption(self) -> torch.Tensor:
+        """The learned null caption (1, L, C); ValueError where the file has none, as diffusers files have."""
+        if self.pixart.null_caption is None:
+            raise ValueError(
+                f"{self.pixart.name} holds no learned null caption (diffusers files leave it out). "
+                "Use “PixArt Text Encode” with an empty text for the negative instead, or load the original file."
+            )
+        return self.pixart.null_caption[None].float()
+
+    def describe(self) -> list[str]:
+        """What was detected, and from what: one line each."""
+        config = self.pixart.config
+        family = "PixArt-α" if config.family == ALPHA else "PixArt-Σ"
+        size = "with" if config.micro_condition else "without"
+        return [
+            f"{self.pixart.name}: {family}, {config.depth} blocks of width {config.hidden_size}, "
+            f"{config.num_heads} heads",
+            f"native size {config.native_pixels} × {config.native_pixels} pixels, "
+            f"position interpolation {config.pe_interpolation:g}, {size} size conditioning",
+            f"captions {config.caption_channels} wide, up to {config.max_caption_tokens} tokens",
+            f"latent scale {self.latent_format.scale_factor:g}, weights {self.get_dtype()}, "
+            f"computed in {self.get_dtype_inference()}",
+            *(f"· {line}" for line in self.pixart.evidence),
+        ]
+
+    def check_caption(self, caption: torch.Tensor) -> None:
+        expected = self.pixart.config.caption_channels
+        if caption.shape[-1] != expected:
+            raise ValueError(
+                f"The caption is {caption.shape[-1]} wide, but {self.pixart.name} was trained on captions {expected} "
+                "wide: the text encoder does not belong to this checkpoint. Encode the prompt with the T5 that it "
+                "was trained with (PixArtLoadT5; for the released checkpoints T5 v1.1 XXL)."
+            )
+
+
+def caption_mask(caption: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The caption's own mask (B, L) where the conditioning carries one, else every token counts."""
+    if mask is not None and mask.shape[-1] == caption.shape[1]:
+        return mask.reshape(-1, mask.shape[-1]).expand(caption.shape[0], -1).to(torch.int32)
+    return torch.ones(caption.shape[:2], dtype=torch.int32, device=caption.device)
+
+
+def size_conds(kwargs: dict) -> dict:
+    """α's height and width in pixels, as whole numbers: the host would round floats to the model's dtype."""
+    height, width = round(kwargs["height"]), round(kwargs["width"])
+    conds = {"c_size": comfy.conds.CONDRegular(torch.tensor([[height, width]], dtype=torch.int32))}
+    ratio = kwargs.get("aspect_ratio")
+    if ratio is not None:
+        conds["c_ar"] = comfy.conds.CONDRegular(torch.tensor([[float(ratio)]]))
+    return conds
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What stays of a checkpoint file after its weights are in the model."""
+
+    name: str
+    config: PixArtConfig
+    evidence: tuple[str, ...]
+    null_caption: torch.Tensor | None
+
+
+class PixArtSupport:
+    """Shared by the two model configs: builds the model, and saves it as the released files are."""
+
+    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
+
+    def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
+        config = self.unet_config["pixart_config"]
+        return super().process_unet_state_dict_for_saving(state_dict_to_save(state_dict, config))
+
+
+class AlphaSupport(PixArtSupport, comfy.supported_models.PixArtAlpha):
+    """PixArt-α: SD's latent format."""
+
+
+class SigmaSupport(PixArtSupport, comfy.supported_models.PixArtSigma):
+    """PixArt-Σ: SDXL's latent format."""
+
+
+def load_model(path: str, weight_dtype: str = "auto", family: str = "auto", disable_dynamic: bool = False):
+    """Load a PixArt checkpoint as a MODEL (the host's ModelPatcher).
+
+    path: any file or folder that ``pixart.checkpoint`` reads; weight_dtype: a key of WEIGHT_DTYPES;
+    family: "auto", or "alpha" / "sigma" where the file cannot tell. Raises ValueError as the reader does.
+    """
+    checkpoint = open_checkpoint(path, family=family)
+    return build_patcher(checkpoint, path, weight_dtype, family, disable_dynamic)
+
+
+def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: str, disable_dynamic: bool):
+    management = comfy.model_management
+    config = checkpoint.config
+    support = AlphaSupport if config.family == ALPHA else SigmaSupport
+    model_config = support(
+        {
+            "image_model": f"pixart_{config.family}",
+            "depth": config.depth,
+            "hidden_size": config.hidden_size,
+            "num_heads": config.num_heads,
+            "in_channels": config.in_channels,
+            "pixart_config": config,
+        }
+    )
+    load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    state = dict(checkpoint.state_dict)
+    dtype = WEIGHT_DTYPES[weight_dtype]
+    if dtype is None:
+        dtype = management.unet_dtype(
+            model_params=sum(t.nelement() for t in state.values()),
+            supported_dtypes=list(model_config.supported_inference_dtypes),
+            weight_dtype=next(t.dtype for k, t in state.items() if k.endswith("qkv.weight")),
+        )
+    cast = management.unet_manual_cast(dtype, load_device, model_config.supported_inference_dtypes)
+    model_config.set_inference_dtype(dtype, cast)
+
+    null = state.get("y_embedder.y_embedding")
+    facts = CheckpointFacts(checkpoint.path.name, config, checkpoint.evidence, None if null is None else null.clone())
+    model = PixArtModel(model_config, facts).eval()
+    patcher = compat.core_patcher(model, load_device, offload_device, disable_dynamic)
+    if not management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(state, "", assign=compat.is_dynamic(patcher))
+    compat.remember_loader(patcher, load_model, (path, weight_dtype, family))
+    for note in checkpoint.notes:
+        log.info("%s: %s", checkpoint.path.name, note)
+    return patcher
+
+
+def pixart_model(patcher) -> PixArtModel:
+    """The PixArtModel inside a MODEL; raises ValueError when it is another model."""
+    model = getattr(patcher, "model", None)
+    if not isinstance(model, PixArtModel):
+        raise ValueError(
+            f"This MODEL is {type(model).__name__}, not a PixArt model of this pack. "
+            "Load it with the node “PixArt Load Checkpoint” (PixArtLoadCheckpoint)."
+        )
+    return model

@@ -1,0 +1,188 @@
+"""T5 v1.1 of any size as the host's CLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sd
+import comfy.supported_models_base
+import comfy.text_encoders.pixart_t5
+import comfy.text_encoders.t5
+import comfy.utils
+import folder_paths
+import torch
+from comfy import sd1_clip
+
+from ...pixart.text.encoder import T5File, open_t5
+from ...pixart.text.tokens import JsonTokenizer
+
+NAME = "t5xxl"
+"""What the host calls PixArt's encoder whatever its size: LoRA maps and token dictionaries use it."""
+
+END, PAD = 1, 0
+
+DTYPES = {
+    "auto": None,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+
+class T5Encoder(sd1_clip.SDClipModel):
+    """The host's T5 with the shape that the file has. It sees real tokens only: no padding, so no mask."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None, t5_config=None):
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            layer="last",
+            textmodel_json_config=dict(t5_config),
+            special_tokens={"end": END, "pad": PAD},
+            model_class=comfy.text_encoders.t5.T5,
+            model_options=model_options or {},
+        )
+
+    def gen_empty_tokens(self, special_tokens, length):
+        """The point that prompt weights move a token away from or towards: padding, as the host's PixArt has it."""
+        return [PAD] * length
+
+
+class HostTokenizer:
+    """One of the library's tokenizers, with the call that the host makes of a Hugging Face tokenizer."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, tokenizer) -> HostTokenizer:
+        return cls(tokenizer)
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [*self.tokenizer.encode(text), END]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.tokenizer.vocabulary()
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return self.tokenizer.decode([i for i in ids if i not in (END, PAD)] if skip_special_tokens else ids)
+
+
+def host_vocabulary() -> JsonTokenizer:
+    """T5's vocabulary as the host ships it, for encoder files that bring none."""
+    folder = Path(comfy.text_encoders.pixart_t5.__file__).parent / "t5_tokenizer"
+    return JsonTokenizer((folder / "tokenizer.json").read_bytes())
+
+
+def tokenizer_class(file: T5File):
+    """The host's tokenizer class around the file's own vocabulary, or else the host's."""
+    brought = file.tokenizer is not None or file.tokenizer_json is not None
+    tokenizer = file.make_tokenizer() if brought else host_vocabulary()
+
+    class T5Tokenizer(sd1_clip.SDTokenizer):
+        def __init__(self, embedding_directory=None, tokenizer_data=None):
+            super().__init__(
+                tokenizer,
+                tokenizer_class=HostTokenizer,
+                embedding_directory=embedding_directory,
+                embedding_size=file.config.d_model,
+                embedding_key=NAME,
+                pad_with_end=False,
+                has_start_token=False,
+                pad_to_max_length=False,
+                max_length=99999999,
+                min_length=1,
+                tokenizer_data=tokenizer_data or {},
+            )
+
+    class PixArtTokenizer(sd1_clip.SD1Tokenizer):
+        def __init__(self, embedding_directory=None, tokenizer_data=None):
+            super().__init__(
+                embedding_directory=embedding_directory,
+                tokenizer_data=tokenizer_data or {},
+                clip_name=NAME,
+                name=NAME,
+                tokenizer=T5Tokenizer,
+            )
+
+    return PixArtTokenizer
+
+
+def encoder_class(file: T5File, weight_dtype: torch.dtype, quantization: dict | None):
+    """The host's wrapper class around ``T5Encoder`` for this file, its weights kept in ``weight_dtype``."""
+
+    class PixArtTextModel(sd1_clip.SD1ClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
+            options = dict(model_options or {})
+            if quantization is not None:
+                options["quantization_metadata"] = quantization
+            super().__init__(
+                device=device,
+                dtype=weight_dtype,
+                name=NAME,
+                clip_model=T5Encoder,
+                model_options=options,
+                t5_config=file.config.host_dict(),
+            )
+
+    return PixArtTextModel
+
+
+def load_clip(path: str, dtype: str = "auto", device: str = "auto"):
+    """Load a T5 v1.1 encoder as a CLIP.
+
+    path: a file or a Hugging Face folder; dtype: a key of DTYPES, "auto" keeps the file's own;
+    device: "auto" leaves it to the host, "cpu" keeps the encoder in system memory.
+    Raises ValueError when the file is no T5 v1.1 encoder, naming what it is.
+    """
+    file = open_t5(path)
+    state, _ = comfy.utils.convert_old_quants(dict(file.state_dict), "", metadata={})
+    quantization = comfy.utils.detect_layer_quantization(state, "")
+    options: dict = {}
+    if device == "cpu":
+        options["load_device"] = options["offload_device"] = torch.device("cpu")
+    wanted = DTYPES[dtype]
+    if wanted is not None:
+        options["dtype"] = wanted
+    weight_dtype = wanted if wanted is not None else state["encoder.final_layer_norm.weight"].dtype
+
+    target = comfy.supported_models_base.ClipTarget(
+        tokenizer_class(file), encoder_class(file, weight_dtype, quantization)
+    )
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=sum(t.nelement() for t in state.values()),
+        state_dict=[state],
+        model_options=options,
+    )
+    clip.cond_stage_model.pixart_t5 = file.identity
+    return clip
+
+
+def tokenize(clip, text: str) -> tuple[dict, list]:
+    """The host's tokens for a prompt, weights parsed, and the list of (token, weight) inside them.
+
+    Raises ValueError when the CLIP is not a single T5.
+    """
+    tokens = clip.tokenize(text)
+    if set(tokens) != {NAME}:
+        found = ", ".join(sorted(tokens))
+        raise ValueError(
+            f"This CLIP holds {found}, not a single T5. PixArt reads captions through T5 v1.1: load it with "
+            "“PixArt Load T5”, or with the host's CLIP loader set to type “pixart”."
+        )
+    return tokens, tokens[NAME][0]
+
+
+def cut(clip, text: str, max_tokens: int) -> tuple[dict, int, str]:
+    """Tokens cut to ``max_tokens`` with the end of sentence kept: (tokens, number before the cut, text lost)."""
+    tokens, pairs = tokenize(clip, text)
+    count = len(pairs)
+    if count <= max_tokens:
+        return tokens, count, ""
+    kept, end = pairs[: max_tokens - 1], pairs[-1]
+    lost = [token for token, _ in pairs[max_tokens - 1 : -1] if isinstance(token, int)]
+    return {NAME: [[*kept, end]]}, count, getattr(clip.tokenizer, NAME).tokenizer.decode(lost)

@@ -1,0 +1,84 @@
+"""``python -m pixart "a large red star"``: a picture from the command line, with no host."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m pixart", description="Draw a picture with PixArt; without model files, the embedded demo."
+    )
+    p.add_argument("prompt")
+    p.add_argument("--out", type=Path, default=Path("pixart.png"), help="picture to write (default: %(default)s)")
+    p.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors", metavar="FILE")
+    p.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors", metavar="FILE")
+    p.add_argument("--vae", type=Path, default=DEMO / "pixart-demo-vae.safetensors", metavar="FILE")
+    p.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model, for a T5 file that has none inside")
+    p.add_argument("--negative", default="", help="what the picture should not show")
+    p.add_argument("--steps", type=int, default=20, help="default: %(default)s")
+    p.add_argument("--cfg", type=float, default=4.5, help="guidance scale (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    p.add_argument("--width", type=int, help="pixels, a multiple of 8 (default: the checkpoint's own)")
+    p.add_argument("--height", type=int, help="pixels, a multiple of 8 (default: the checkpoint's own)")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, mps … (default: %(default)s)")
+    p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of transformer and T5 (default: %(default)s)")
+    p.add_argument("--clean-caption", action="store_true", help="clean the prompts as PixArt-α's training data was")
+    return p
+
+
+def draw(args: argparse.Namespace) -> Path:
+    """Draw and save the picture; returns its absolute path."""
+    import torch
+
+    from .pipeline import PixArtPipeline
+
+    dtype = getattr(torch, DTYPES[args.dtype])
+    pipeline = PixArtPipeline.load(
+        args.checkpoint, args.t5, args.vae, device=args.device, dtype=dtype, tokenizer=args.tokenizer
+    )
+    picture = pipeline(
+        args.prompt,
+        args.negative,
+        height=args.height,
+        width=args.width,
+        steps=args.steps,
+        cfg=args.cfg,
+        seed=args.seed,
+        clean=args.clean_caption,
+        progress=True,
+    )[0]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(args.out)
+    return args.out.resolve()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 when the picture is there, 2 and one line on standard error when it cannot be."""
+    logging.basicConfig(format="%(message)s")
+    args = parser().parse_args(argv)
+    try:
+        path = draw(args)
+    except ModuleNotFoundError as error:
+        return fail(f"the package {error.name} is missing: pip install {error.name}")
+    except (ValueError, OSError, RuntimeError) as error:
+        return fail(str(error))
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def fail(message: str) -> int:
+    """Say what went wrong in one line."""
+    sys.stderr.write("pixart: " + " ".join(message.split()) + "\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,394 @@
+"""From a prompt to a picture with no host: T5, the transformer, diffusers' sampler and autoencoder.
+
+The same weights, noise and sigmas give the picture that ComfyUI gives, so that either can be checked
+against the other. ``python -m pixart --help`` is this pipeline as a command.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DPMSolverMultistepScheduler
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tqdm import tqdm
+from transformers import T5EncoderModel
+
+from .checkpoint import load_transformer
+from .text.cleaning import clean_prompt
+from .text.encoder import load_transformers_t5, open_t5
+from .text.tokens import JsonTokenizer, SentencePieceTokenizer, Tokenizer, encode_prompt, read_tokenizer, warning_for
+from .training.noise import NoiseSchedule
+from .transformer import PixArtTransformer
+
+log = logging.getLogger(__name__)
+
+PIXELS = 8
+"""Pixels of a picture to one latent pixel, along either side."""
+
+BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+KL_CONFIG = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 4,
+    "sample_size": 1024,
+}
+"""The architecture that SD's and SDXL's autoencoders share, for files that come without a config.json."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Encoded prompts.
+
+    embeddings: (B, L, C), zero past each caption's end; mask: (B, L), 1 at real tokens;
+    tokens: real tokens of each prompt; lost: the end of each prompt that did not fit, "" where all did.
+    """
+
+    embeddings: torch.Tensor
+    mask: torch.Tensor
+    tokens: tuple[int, ...]
+    lost: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+
+def join(captions: Sequence[Captions]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings and mask of several captions in one batch, padded to the longest."""
+    length = max(c.mask.shape[1] for c in captions)
+    pads = [length - c.mask.shape[1] for c in captions]
+    embeddings = [
+        torch.nn.functional.pad(c.embeddings, (0, 0, 0, p)) for c, p in zip(captions, pads, strict=True)
+    ]
+    masks = [torch.nn.functional.pad(c.mask, (0, p)) for c, p in zip(captions, pads, strict=True)]
+    return torch.cat(embeddings), torch.cat(masks)
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """One of diffusers' autoencoders, and how its latents relate to those that hosts pass around.
+
+    The model decodes ``(z - shift) * scale``, z being the transformer's latents over its ``latent_scale``.
+    """
+
+    model: AutoencoderKL | AutoencoderTiny
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) → pictures (B, 3, 8h, 8w) in [0, 1]."""
+        z = (z - self.shift) * self.scale
+        dtype = next(self.model.decoder.parameters()).dtype
+        return (self.model.decode(z.to(dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+
+def load_autoencoder(
+    path: str | Path, latent_scale: float, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Autoencoder:
+    """Read an SD or SDXL autoencoder or a TAESD: a file, or a folder that diffusers saved.
+
+    latent_scale: the transformer's; tells the meaning of a TAESD folder's latents, which are already scaled.
+    Raises ValueError when there is no autoencoder at ``path``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        loaded = autoencoder_from_folder(path, latent_scale, dtype)
+    elif path.is_file():
+        loaded = tiny_from_file(path, dtype) if is_taesd(path) else Autoencoder(kl_from_file(path, dtype))
+    else:
+        raise ValueError(f"No autoencoder at {path}: the vae setting must name a file or a diffusers folder.")
+    loaded.model.to(device).eval().requires_grad_(False)
+    return loaded
+
+
+def autoencoder_from_folder(path: Path, latent_scale: float, dtype: torch.dtype) -> Autoencoder:
+    kind = AutoencoderKL.load_config(path, local_files_only=True).get("_class_name")
+    if kind == "AutoencoderTiny":
+        model = AutoencoderTiny.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+        return Autoencoder(model, scale=latent_scale / model.config.scaling_factor)
+    if kind == "AutoencoderKL":
+        return Autoencoder(AutoencoderKL.from_pretrained(path, torch_dtype=dtype, local_files_only=True))
+    raise ValueError(
+        f"{path}/config.json describes {kind!r}: the vae setting needs an AutoencoderKL or an AutoencoderTiny."
+    )
+
+
+def is_taesd(path: Path) -> bool:
+    """Whether a file is in TAESD's format: its decoder's first layer says so."""
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, framework="pt") as file:
+        return "taesd_decoder.1.weight" in file.keys()
+
+
+def tiny_from_file(path: Path, dtype: torch.dtype) -> Autoencoder:
+    """A TAESD in one file; it counts its input clamp as decoder layer 0, diffusers' class does not."""
+    tensors = load_file(path)
+    scale, shift = (float(tensors.pop(name, default)) for name, default in (("vae_scale", 1.0), ("vae_shift", 0.0)))
+    state = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.removeprefix("taesd_").partition(".")
+        index, _, rest = rest.partition(".")
+        state[f"{part}.layers.{int(index) - (part == 'decoder')}.{rest}"] = tensor.to(dtype)
+    model = AutoencoderTiny()
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    missing = [name for name in missing if not name.startswith("encoder.")]  # decoding needs no encoder
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} is no TAESD of 4 latent channels: {len(missing)} weights are missing and {len(unexpected)} "
+            f"unknown, such as {(missing + unexpected)[0]}. Choose the vae that belongs to the checkpoint."
+        )
+    return Autoencoder(model, scale, shift)
+
+
+def kl_from_file(path: Path, dtype: torch.dtype) -> AutoencoderKL:
+    """An SD or SDXL autoencoder in one file, under the original or diffusers' names."""
+    with tempfile.TemporaryDirectory() as folder:  # given a config, diffusers asks no server for one
+        AutoencoderKL(**KL_CONFIG).save_config(folder)
+        try:
+            return AutoencoderKL.from_single_file(str(path), config=folder, torch_dtype=dtype, local_files_only=True)
+        except (ValueError, KeyError, RuntimeError, SingleFileComponentError) as error:
+            raise ValueError(
+                f"{path} is no SD or SDXL autoencoder ({str(error).splitlines()[0]}). Choose the vae that belongs "
+                "to the checkpoint: SD's for α, SDXL's for Σ."
+            ) from error
+
+
+def read_tokenizer_path(path: Path) -> Tokenizer:
+    """A spiece.model, a tokenizer.json, or a folder with one of them. Raises ValueError when there is none."""
+    if path.is_dir():
+        return read_tokenizer(path)
+    if not path.is_file():
+        raise ValueError(f"No tokenizer at {path}: the tokenizer setting must name a file or a folder.")
+    return (JsonTokenizer if path.suffix == ".json" else SentencePieceTokenizer)(path.read_bytes())
+
+
+def nearest_timesteps(sigmas: torch.Tensor) -> torch.Tensor:
+    """Timesteps (n,), 0 to 999, whose noise level is nearest in log σ to each of ``sigmas`` (n,)."""
+    table = NoiseSchedule().snr.rsqrt().float().log()
+    return (sigmas.float().cpu().log() - table[:, None]).abs().argmin(dim=0)
+
+
+def official_scheduler(steps: int) -> DPMSolverMultistepScheduler:
+    """PixArt's sampler: DPM-Solver++ (Lu et al., 2211.01095), second order, multistep, over equal timesteps."""
+    if not 1 <= steps <= 1000:
+        raise ValueError(f"steps is {steps}, but the sampler takes 1 to 1000.")
+    scheduler = DPMSolverMultistepScheduler(**BETAS, algorithm_type="dpmsolver++", solver_order=2)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def sigma_scheduler(sigmas: torch.Tensor) -> DPMSolverMultistepScheduler:
+    """The same solver along given noise levels σ (n + 1,), falling: what k-diffusion and hosts call dpmpp_2m.
+
+    diffusers takes no sigmas for this solver but reads them from an attribute, where these are put; the
+    model is told the nearest timestep, as in ComfyUI's discrete sampling.
+    """
+    sigmas = sigmas.float().cpu()
+    falling = sigmas.ndim == 1 and len(sigmas) > 1 and bool((sigmas.diff() < 0).all())
+    if not falling or sigmas[-1] < 0:
+        raise ValueError(f"sigmas must be one falling row of at least two numbers that are not negative, not {sigmas}.")
+    scheduler = DPMSolverMultistepScheduler(
+        **BETAS,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        lower_order_final=False,
+        final_sigmas_type="zero" if sigmas[-1] == 0 else "sigma_min",
+    )
+    scheduler.set_timesteps(timesteps=nearest_timesteps(sigmas[:-1]).tolist())
+    scheduler.sigmas = sigmas
+    scheduler.set_begin_index(0)  # two sigmas may share a timestep, which is then no index
+    return scheduler
+
+
+def first_noise(noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """``noise`` at level σ in the transformer's variance-preserving space; a full schedule starts at noise alone."""
+    largest = NoiseSchedule().snr[-1].rsqrt()
+    if sigma >= largest * (1 - 1e-5):
+        return noise
+    return noise * (sigma / (1 + sigma**2).sqrt())
+
+
+class PixArtPipeline:
+    """A PixArt checkpoint with its text encoder and autoencoder; see ``load`` and ``__call__``."""
+
+    def __init__(
+        self, transformer: PixArtTransformer, t5: T5EncoderModel, tokenizer: Tokenizer, autoencoder: Autoencoder
+    ):
+        width, wanted = t5.config.d_model, transformer.config.caption_channels
+        if width != wanted:
+            raise ValueError(
+                f"The text encoder is {width} wide, but the checkpoint was trained on captions of {wanted} "
+                "channels: the t5 setting must name the T5 that belongs to the checkpoint."
+            )
+        self.transformer, self.t5, self.tokenizer, self.autoencoder = transformer, t5, tokenizer, autoencoder
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        t5: str | Path,
+        vae: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        tokenizer: str | Path | None = None,
+    ) -> PixArtPipeline:
+        """Read the three models, from files or folders.
+
+        tokenizer: a spiece.model, a tokenizer.json or a folder with one, for a T5 that brings none along.
+        dtype: of transformer and T5; under float16 the autoencoder keeps float32, as SDXL's overflows.
+        Raises ValueError when one of them is not what it should be or they do not belong together.
+        """
+        transformer = load_transformer(checkpoint, dtype=dtype, device=device).requires_grad_(False)
+        file = open_t5(t5)
+        words = file.make_tokenizer() if tokenizer is None else read_tokenizer_path(Path(tokenizer))
+        encoder = load_transformers_t5(file, dtype=dtype, device=device)
+        decoder_dtype = torch.float32 if dtype == torch.float16 else dtype
+        autoencoder = load_autoencoder(vae, transformer.config.latent_scale, decoder_dtype, device)
+        return cls(transformer, encoder, words, autoencoder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.x_embedder.proj.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.x_embedder.proj.weight.dtype
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], max_tokens: int | None = None, clean: bool = False) -> Captions:
+        """Run T5 over the prompts, each at its own length: no padding ever enters it.
+
+        max_tokens: the end token included; the checkpoint's own limit where left out.
+        clean: apply the training data's caption cleaning first, which α's official scripts do.
+        """
+        limit = self.transformer.config.max_caption_tokens if max_tokens is None else max_tokens
+        texts = [clean_prompt(prompt) if clean else prompt for prompt in prompts]
+        encoded = [encode_prompt(self.tokenizer, text, limit) for text in texts]
+        rows = [list(e.ids) for e in encoded]
+        lengths = [len(row) for row in rows]
+        shape = (len(rows), max(lengths))
+        embeddings = torch.zeros(*shape, self.t5.config.d_model, device=self.device, dtype=self.dtype)
+        mask = torch.zeros(shape, device=self.device, dtype=torch.int64)
+        for length in sorted(set(lengths)):
+            group = [index for index, row in enumerate(rows) if len(row) == length]
+            ids = torch.tensor([rows[index] for index in group], device=self.t5.device)
+            hidden = self.t5(input_ids=ids).last_hidden_state  # (group, length, C)
+            embeddings[group, :length] = hidden.to(embeddings)
+            mask[group, :length] = 1
+        for warning in filter(None, map(warning_for, encoded)):
+            log.warning("%s", warning)
+        return Captions(embeddings, mask, tuple(lengths), tuple(e.lost_text for e in encoded))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        positive: Captions,
+        negative: Captions,
+        *,
+        height: int,
+        width: int,
+        steps: int = 20,
+        cfg: float = 4.5,
+        seed: int | None = None,
+        noise: torch.Tensor | None = None,
+        sigmas: torch.Tensor | None = None,
+        progress: bool = False,
+    ) -> torch.Tensor:
+        """Denoise latents (B, C, height / 8, width / 8), float32, in the transformer's own space.
+
+        height, width: pixels, multiples of 8. negative: as many captions as positive, or one for all.
+        cfg: guidance scale; 1 leaves the negative out. Guidance is one forward over both.
+        seed: of the noise, drawn as ComfyUI draws it; or noise: unit-variance, of the shape above.
+        sigmas: noise levels (steps + 1,) of a ComfyUI schedule, in place of ``steps`` equal timesteps.
+        progress: show a bar where standard error is a terminal.
+        Raises ValueError for a size, noise, sigmas, or number of captions that does not fit.
+        """
+        noise = self.initial_noise(len(positive), height, width, seed, noise)
+        captions = [positive] if cfg == 1 else [positive, matched(negative, len(positive))]
+        embeddings, mask = join(captions)
+        size = aspect_ratio = None
+        if self.transformer.config.micro_condition:
+            size = torch.tensor([[height, width]], device=self.device, dtype=torch.float32)
+            aspect_ratio = size[:, :1] / size[:, 1:]
+
+        scheduler = official_scheduler(steps) if sigmas is None else sigma_scheduler(sigmas)
+        x = noise if sigmas is None else first_noise(noise, scheduler.sigmas[0])
+        for t in tqdm(scheduler.timesteps, desc="Sampling", disable=None if progress else True):
+            batch = torch.cat([x] * len(captions)).to(self.dtype)
+            timesteps = t.float().to(self.device).expand(len(batch))
+            predicted = self.transformer(batch, timesteps, embeddings, mask, size, aspect_ratio).float()
+            if cfg != 1:
+                conditional, unconditional = predicted.chunk(2)
+                predicted = unconditional + cfg * (conditional - unconditional)
+            x = scheduler.step(predicted, t, x).prev_sample
+        return x * (1 + scheduler.sigmas[-1] ** 2).sqrt()  # a schedule that stops early leaves x scaled down
+
+    def initial_noise(
+        self, count: int, height: int, width: int, seed: int | None, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The given noise, checked, or that of ``seed`` (0 where left out): (count, C, height / 8, width / 8)."""
+        if min(height, width) < PIXELS or height % PIXELS or width % PIXELS:
+            raise ValueError(f"A picture of {width} x {height} is not possible: both sides must be multiples of 8.")
+        if seed is not None and noise is not None:
+            raise ValueError("Both seed and noise are given: leave one of them out.")
+        shape = (count, self.transformer.config.in_channels, height // PIXELS, width // PIXELS)
+        if noise is None:
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed or 0))
+        elif tuple(noise.shape) != shape:
+            raise ValueError(f"noise is of shape {tuple(noise.shape)}, but these captions and this size need {shape}.")
+        return noise.to(device=self.device, dtype=torch.float32)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents of ``sample`` → pictures (B, H, W, 3), float32 in [0, 1], as ComfyUI's IMAGE."""
+        pictures = self.autoencoder.decode(latents / self.transformer.config.latent_scale)
+        return pictures.movedim(1, -1)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative: str = "",
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        max_tokens: int | None = None,
+        clean: bool = False,
+        **sampling,
+    ) -> list[Image.Image]:
+        """One picture for each prompt; where left out, height and width are the checkpoint's own.
+
+        ``sampling`` is passed on to ``sample``: steps, cfg, seed, noise, sigmas, progress.
+        """
+        native = self.transformer.config.native_pixels
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        positive = self.encode(prompts, max_tokens, clean)
+        unwanted = self.encode([negative], max_tokens, clean)
+        latents = self.sample(positive, unwanted, height=height or native, width=width or native, **sampling)
+        pictures = (self.decode(latents) * 255).round().to(torch.uint8).cpu().numpy()
+        return [Image.fromarray(picture) for picture in pictures]
+
+
+def matched(captions: Captions, count: int) -> Captions:
+    """``captions`` repeated to ``count``, where there is one for all."""
+    if len(captions) == count:
+        return captions
+    if len(captions) != 1:
+        raise ValueError(f"There are {len(captions)} negative captions for {count} prompts: give one, or one each.")
+    return Captions(
+        captions.embeddings.expand(count, -1, -1),
+        captions.mask.expand(count, -1),
+        captions.tokens * count,
+        captions.lost * count,
+    )

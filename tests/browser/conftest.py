@@ -1,0 +1,47 @@
+"""Tests in a real Chromium. Where there is none, or no ComfyUI, they are skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from front_end import FrontEnd
+from playwright.sync_api import Browser, sync_playwright
+
+from tools.comfyui import Server
+
+PICTURES = Path(__file__).resolve().parents[2] / "output" / "browser"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    executable = os.environ.get("PLAYWRIGHT_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("no Chromium found: set PLAYWRIGHT_CHROMIUM to one")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=executable, args=list(QUIET))
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def front_end(browser: Browser, server: Server, request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
+    """A fresh tab; how it looked at the end of the test is kept as a picture in output/browser."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    tab = FrontEnd(context.new_page(), server.url)
+    yield tab
+    tab.screenshot(PICTURES / f"{request.node.name}.png")
+    context.close()

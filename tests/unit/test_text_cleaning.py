@@ -1,0 +1,100 @@
+"""Caption cleaning against the reference's pairs and against diffusers, and the prompt-suffix grammar."""
+
+import builtins
+import json
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+
+from pixart.text.cleaning import clean_caption, clean_prompt, cut_prompt_suffix
+
+CASES = json.loads((Path(__file__).parent.parent / "data" / "caption_clean_cases.json").read_text(encoding="utf-8"))
+
+# Every rule of the cleaning finds something among these.
+FRAGMENTS = (
+    "a cat|<b>|</b>|<person>|http://x.com/a?b=1|https:abc|www:foo|foo.org/bar@x|shop.net/x-y/|@nick|漢字|猫|—|--|-|_|`|"
+    "“q”|‘s’|&quot;|&quot|&amp;|&lt;|192.168.0.1|5:30 |\\n|#12|#12345|#1234|1234567|pic.jpg|\"\"|''|...|..|(|)|[x]|{y}|"
+    "\\|/|*|~| . |this-is-my-cat|a_b|ab1234|ab12cd|12ab34|worldwide free shipping|free download free|click for me|"
+    "png images|page 12|j2d1a2a|100x200|10.5×20|5х6| : |a,b.c/d|'|\"|:|;|,|+|.onlyone|é|ÃƒÂ©|100%20|a+b|UPPER|®•©™|ﬁ|½"
+).split("|")
+
+
+def random_caption(rng: random.Random) -> str:
+    if rng.random() < 0.2:
+        ranges = ((32, 126), (160, 255), (0x2000, 0x2070), (0x3000, 0x9FFF))
+        return "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(20))
+    return "".join(rng.choice(FRAGMENTS) + rng.choice(("", " ", "  ", "\n")) for _ in range(rng.randint(1, 8)))
+
+
+def test_there_are_42_reference_pairs():
+    assert len(CASES) == 42
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["in"][:24])
+def test_reference_pair(case):
+    assert clean_caption(case["in"]) == case["once"]
+    assert clean_prompt(case["in"]) == case["twice"]
+
+
+def test_600_random_captions_come_out_as_diffusers_cleans_them():
+    diffusers = pytest.importorskip("diffusers", reason="the comparison needs diffusers")
+    pipeline = diffusers.PixArtSigmaPipeline.__new__(diffusers.PixArtSigmaPipeline)
+    rng = random.Random(20240313)
+    captions = [random_caption(rng) for _ in range(600)]
+    changed = 0
+    for caption in captions:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            once = pipeline._clean_caption(caption)
+            twice = pipeline._clean_caption(once)
+        assert (clean_caption(caption), clean_prompt(caption)) == (once, twice), caption
+        changed += twice != caption.strip().lower()
+    assert changed > 500
+
+
+def test_a_caption_that_looks_like_a_file_name_raises_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert clean_caption("forest") == "forest"
+        assert clean_caption("./cat") == ". cat"
+
+
+@pytest.mark.parametrize("package", ["ftfy", "bs4"])
+def test_a_missing_package_is_an_error_that_says_what_to_install(package, monkeypatch):
+    real = builtins.__import__
+
+    def without_package(name, *args, **kwargs):
+        if name.split(".")[0] == package:
+            raise ImportError(f"No module named {package!r}")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_package)
+    with pytest.raises(ValueError, match="pip install ftfy beautifulsoup4"):
+        clean_caption("a cat")
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "ratio", "size"),
+    [
+        ("a cat", "a cat", None, None),
+        ("A Cat --ar 16:9", "A Cat", (16, 9), None),
+        ("a cat --aspect_ratio 3:4", "a cat", (3, 4), None),
+        ("a cat --hw 768:1344", "a cat", None, (768, 1344)),
+        ("a cat --hw 768:1344 --ar 1:2 and more", "a cat", (1, 2), (768, 1344)),
+        ("a cat --ar 1:2 --aspect_ratio 3:4", "a cat", (3, 4), None),
+        ("a cat --ar 1:2 --ar 3:4", "a cat", (1, 2), None),
+        ("a cat --arch of stone", "a cat --arch of stone", None, None),
+        ("--ar 1:2", "", (1, 2), None),
+    ],
+)
+def test_prompt_suffix(text, prompt, ratio, size):
+    found = cut_prompt_suffix(text)
+    assert (found.prompt, found.ratio, found.size) == (prompt, ratio, size)
+
+
+@pytest.mark.parametrize("text", ["a cat --ar", "a cat --ar 16x9", "a cat --hw 0:512", "a cat --aspect_ratio 4:0"])
+def test_a_suffix_that_cannot_be_read_is_named(text):
+    with pytest.raises(ValueError, match="wants height:width in positive whole numbers"):
+        cut_prompt_suffix(text)

@@ -1,0 +1,182 @@
+"""The commands of a checkout: how they find a host, change a workflow, and count results."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import comfyui, environment
+from tools import test as command
+from tools.workflow import WorkflowError, personalise
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def workflow() -> dict:
+    return {
+        "1": {"class_type": "PixArtLoadT5", "inputs": {"t5_name": "t5.safetensors"}},
+        "2": {"class_type": "PixArtTextEncode", "inputs": {"clip": ["1", 0], "text": "old", "max_tokens": 300}},
+        "3": {"class_type": "PixArtTextEncode", "inputs": {"clip": ["1", 0], "text": "none", "max_tokens": 300}},
+        "4": {"class_type": "PixArtSizeConditioning", "inputs": {"conditioning": ["2", 0], "width": 64, "height": 64}},
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "6": {
+            "class_type": "KSampler",
+            "inputs": {"positive": ["4", 0], "negative": ["3", 0], "latent_image": ["5", 0], "seed": 1, "steps": 20},
+        },
+        "7": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0]}},
+        "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "x"}},
+    }
+
+
+def make_host(folder: Path, version: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "main.py").write_text("")
+    (folder / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    return folder
+
+
+def test_the_prompt_goes_to_the_positive_side_alone_and_the_original_stays():
+    original = workflow()
+    changed, node = personalise(original, "new", seed=7, steps=3, width=256, height=192)
+    assert node == "8"
+    assert changed["2"]["inputs"]["text"] == "new"
+    assert changed["3"]["inputs"]["text"] == "none"
+    assert (changed["6"]["inputs"]["seed"], changed["6"]["inputs"]["steps"]) == (7, 3)
+    assert changed["5"]["inputs"] == {"width": 256, "height": 192, "batch_size": 1}
+    assert changed["4"]["inputs"]["width"] == 64
+    assert original == workflow()
+
+
+def test_the_negative_prompt_goes_to_the_negative_side():
+    changed, _ = personalise(workflow(), "new", negative="blur")
+    assert (changed["2"]["inputs"]["text"], changed["3"]["inputs"]["text"]) == ("new", "blur")
+
+
+@pytest.mark.parametrize("source", [["2", 0], ["9", 0]], ids=["shared with the positive", "a null caption"])
+def test_a_negative_prompt_gets_a_node_of_its_own_where_there_is_none(source):
+    graph = workflow() | {"9": {"class_type": "PixArtNullCaption", "inputs": {"model": ["1", 0]}}}
+    graph["6"]["inputs"]["negative"] = source
+    changed, _ = personalise(graph, "new", negative="blur")
+    node = changed["6"]["inputs"]["negative"][0]
+    assert node not in graph
+    assert changed[node]["inputs"] == {"clip": ["1", 0], "text": "blur", "max_tokens": 300}
+    assert changed["2"]["inputs"]["text"] == "new"
+
+
+def test_a_setting_without_a_place_is_refused():
+    with pytest.raises(WorkflowError, match="no node with a cfg"):
+        personalise(workflow(), "new", cfg=4.5)
+
+
+def test_the_shipped_workflow_takes_every_setting():
+    shipped = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text(encoding="utf-8"))
+    changed, node = personalise(shipped, "p", negative="n", seed=5, steps=6, cfg=7.0, width=80, height=96)
+    values = [value for data in changed.values() for value in data["inputs"].items()]
+    for expected in [("text", "p"), ("text", "n"), ("seed", 5), ("steps", 6), ("cfg", 7.0), ("width", 80)]:
+        assert expected in values
+    assert changed[node]["class_type"] in ("SaveImage", "PreviewImage")
+
+
+def test_hosts_are_listed_newest_first_and_versions_are_numbers(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    make_host(tmp_path / "comfy" / "ComfyUI", "0.9.2")
+    make_host(tmp_path / "comfy" / "ComfyUI-new", "0.33.0")
+    (tmp_path / "comfy" / "ComfyUI-notes").mkdir()
+    assert [host.version for host in comfyui.find_hosts()] == ["0.33.0", "0.9.2"]
+
+
+def test_a_named_folder_that_is_no_host_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(comfyui.HostError, match="COMFYUI_PATH names .* where there is no ComfyUI"):
+        comfyui.find_hosts()
+
+
+def test_a_refused_workflow_is_explained_in_one_line_a_reason():
+    problem = {"message": "Value not in list", "details": "vae_name: 'a' not in ['b']", "extra_info": {"much": 1}}
+    body = {
+        "error": {"message": "Prompt outputs failed validation", "details": "", "extra_info": {}},
+        "node_errors": {"3": {"class_type": "VAELoader", "errors": [problem], "dependent_outputs": ["9"]}},
+    }
+    assert comfyui.refusal(json.dumps(body)).splitlines() == [
+        "Prompt outputs failed validation",
+        "VAELoader (3): Value not in list, vae_name: 'a' not in ['b']",
+    ]
+    assert comfyui.refusal("<html>") == "<html>"
+
+
+def test_an_interrupted_set_up_leaves_nothing_that_a_later_run_takes_for_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    place = tmp_path / "env-1"
+    with pytest.raises(KeyboardInterrupt):
+        environment.build(place)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_set_up_has_a_python_that_runs(tmp_path):
+    environment.build(tmp_path / "env-1")
+    ended = subprocess.run([environment.python_of(tmp_path / "env-1"), "-m", "pip", "--version"], capture_output=True)
+    assert ended.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["env-1"]
+
+
+def test_what_a_failed_step_said_is_in_the_error():
+    with pytest.raises(environment.SetupError, match="(?s)exit code 3:.*no such wheel.*Try again"):
+        environment.run([sys.executable, "-c", "print('no such wheel'); raise SystemExit(3)"], 60, "Try again.")
+
+
+def test_the_environment_changes_with_the_requirements(tmp_path):
+    first = environment.Requirements(tmp_path / "requirements.txt")
+    first.path.write_text("torch\n")
+    before = environment.fingerprint([first])
+    assert before == environment.fingerprint([first])
+    first.path.write_text("torch>2\n")
+    assert environment.fingerprint([first]) != before
+
+
+def test_paths_choose_suites_and_options_go_to_all_of_them():
+    here = "tests/unit/test_tools.py::test_paths_choose_suites_and_options_go_to_all_of_them"
+    assert command.split_arguments([str(ROOT / here), "-k", "paths"]) == ({"unit": [str(ROOT / here)]}, ["-k", "paths"])
+    assert set(command.split_arguments(["-x"])[0]) == {"unit", "host", "browser"}
+
+
+def test_results_are_counted_from_a_real_report(tmp_path):
+    tests = tmp_path / "test_some.py"
+    tests.write_text(
+        "import pytest\n"
+        "def test_a(): pass\n"
+        "def test_b(): pass\n"
+        "def test_c(): raise ValueError\n"
+        "@pytest.fixture\ndef broken(): raise ValueError\n"
+        "def test_d(broken): pass\n"
+        "def test_e(): pytest.skip('why')\n"
+    )
+    report = tmp_path / "report.xml"
+    alone = ["-c", os.devnull, f"--rootdir={tmp_path}"]
+    command_line = [sys.executable, "-m", "pytest", "-q", *alone, f"--junitxml={report}", str(tests)]
+    subprocess.run(command_line, capture_output=True, cwd=tmp_path)
+    assert command.count_results(report) == command.Count(passed=2, failed=2, skipped=1)
+    assert str(command.count_results(report)) == "2 passed, 2 failed, 1 skipped"
+    assert command.count_results(tmp_path / "missing.xml").broken
+
+
+def test_the_registry_file_repeats_the_requirements():
+    listed = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = project.partition("dependencies = [")[2].partition("]")[0]
+    assert [line.strip().strip('",') for line in block.strip().splitlines()] == listed
+    assert not any(line.startswith("torch") for line in listed)
+
+
+def test_the_readme_lists_the_nodes_that_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| PixArt [^|]+\| `(\w+)` \|", readme, re.MULTILINE)
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "nodes").glob("*.py"))
+    assert sorted(listed) == sorted(re.findall(r'node_id="(\w+)"', sources))
