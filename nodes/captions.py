@@ -29,7 +29,7 @@ class PixArtLoadT5(io.ComfyNode):
                 io.Combo.Input(
                     "t5_name",
                     options=folders.names(folders.TEXT_ENCODERS),
-                    tooltip="A T5 v1.1 encoder in models/text_encoders: one safetensors file, or a Hugging Face folder.",
+                    tooltip="A T5 v1.1 encoder in models/text_encoders: one file, or a Hugging Face folder.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -80,7 +80,7 @@ class PixArtTextEncode(io.ComfyNode):
                 io.Boolean.Input(
                     "clean_caption",
                     default=False,
-                    tooltip="Clean the text as the reference pipelines do: lower case, no URLs, no markup, no odd signs. "
+                    tooltip="Clean the text as the reference pipelines do: lower case, no URLs, no markup. "
                     "PixArt-α was trained on such captions.",
                 ),
             ],
@@ -137,8 +137,8 @@ class PixArtSizeConditioning(io.ComfyNode):
             node_id="PixArtSizeConditioning",
             display_name="PixArt Size Conditioning",
             category="PixArt/conditioning",
-            description="Tells PixArt-α 1024-MS (and LCM) the picture's size in pixels. Without it the latent's own size "
-            "is told. PixArt-Σ and the smaller α models were trained without it and ignore it.",
+            description="Tells PixArt-α 1024-MS (and LCM) the picture's size in pixels. Without it the latent's own "
+            "size is told. PixArt-Σ and the smaller α models were trained without it and ignore it.",
             search_aliases=["micro conditioning", "resolution conditioning", "pixart alpha size", "aspect ratio"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="An encoded caption; use the node on the negative too."),

@@ -39,7 +39,7 @@ class PixArtLoadCheckpoint(io.ComfyNode):
                     tooltip="Only for files whose weights do not tell α from Σ. auto reads the evidence in the file.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The PixArt transformer, for KSampler and every node that takes a MODEL.")],
+            outputs=[io.Model.Output(tooltip="The transformer, for KSampler and every node that takes a MODEL.")],
         )
 
     @classmethod

@@ -50,7 +50,7 @@ class PixArtResolution(io.ComfyNode):
                     "ratio",
                     options=ratio_options(),
                     default=default_ratio_option(),
-                    tooltip="Shape of the picture. The pixels named are those at base 1024; other bases have their own.",
+                    tooltip="Shape of the picture. The pixels shown are those at base 1024; other bases differ.",
                 ),
                 batch_input(),
             ],
@@ -73,8 +73,8 @@ class PixArtNearestResolution(io.ComfyNode):
             description="For any width and height, the nearest size PixArt was trained on, and an empty latent of it.",
             search_aliases=["nearest size", "resolution binning", "fit size", "pixart size", "empty latent"],
             inputs=[
-                io.Int.Input("width", default=1024, min=16, max=16384, tooltip="The width you would like, in pixels."),
-                io.Int.Input("height", default=1024, min=16, max=16384, tooltip="The height you would like, in pixels."),
+                io.Int.Input("width", default=1024, min=16, max=16384, tooltip="The width you wish for, in pixels."),
+                io.Int.Input("height", default=1024, min=16, max=16384, tooltip="The height you wish for, in pixels."),
                 io.Combo.Input(
                     "base",
                     options=["auto", *BASE_OPTIONS],

@@ -22,9 +22,11 @@ from tqdm import tqdm
 from transformers import T5EncoderModel
 
 from .checkpoint import load_transformer
-from .text.cleaning import clean_prompt
+from .text.batch import Captions, encode_prompts
+from .text.captions import load_caption
 from .text.encoder import load_transformers_t5, open_t5
-from .text.tokens import JsonTokenizer, SentencePieceTokenizer, Tokenizer, encode_prompt, read_tokenizer, warning_for
+from .text.provenance import CHECKPOINT_PREFIX, T5Mark, check_t5, provenance
+from .text.tokens import JsonTokenizer, SentencePieceTokenizer, Tokenizer, read_tokenizer
 from .training.noise import NoiseSchedule
 from .transformer import PixArtTransformer
 
@@ -44,23 +46,6 @@ KL_CONFIG = {
     "sample_size": 1024,
 }
 """The architecture that SD's and SDXL's autoencoders share, for files that come without a config.json."""
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Encoded prompts.
-
-    embeddings: (B, L, C), zero past each caption's end; mask: (B, L), 1 at real tokens;
-    tokens: real tokens of each prompt; lost: the end of each prompt that did not fit, "" where all did.
-    """
-
-    embeddings: torch.Tensor
-    mask: torch.Tensor
-    tokens: tuple[int, ...]
-    lost: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return self.embeddings.shape[0]
 
 
 def join(captions: Sequence[Captions]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,6 +30,14 @@ def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch
     return torch.addcmul(shift, x, scale + 1)
 
 
+def narrow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x`` in ``dtype``; what lies beyond its largest number is set to that number, not to infinity."""
+    if x.dtype == dtype:
+        return x
+    limit = torch.finfo(dtype).max
+    return x.clamp(-limit, limit).to(dtype)
+
+
 class Block(nn.Module):
     """Self-attention and MLP under adaLN-single, with cross-attention to the caption between them."""
 
@@ -46,13 +54,16 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(6, size, **factory))
 
     def forward(self, x, caption, t0, bias, transformer_options: dict) -> torch.Tensor:
-        """x (B, N, D), caption (B, L, D), t0 (B, 6, D), bias from ``caption_bias`` → (B, N, D)."""
+        """x (B, N, D), caption (B, L, D), t0 (B, 6, D), bias from ``caption_bias`` → (B, N, D).
+
+        Layers compute in the dtype of t0; x, the sum of all that blocks add, may have a wider one.
+        """
         modulation = raw(self.scale_shift_table, t0) + t0
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)  # (B, 1, D)
-        attended = self.attn(modulate(self.norm1(x), shift_msa, scale_msa), transformer_options)
+        attended = self.attn(narrow(modulate(self.norm1(x), shift_msa, scale_msa), t0.dtype), transformer_options)
         x = torch.addcmul(x, gate_msa, attended)
-        x = x + self.cross_attn(x, caption, bias, transformer_options)
-        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+        x = x + self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options)
+        return torch.addcmul(x, gate_mlp, self.mlp(narrow(modulate(self.norm2(x), shift_mlp, scale_mlp), t0.dtype)))
 
 
 class FinalLayer(nn.Module):
@@ -69,7 +80,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         shift, scale = (raw(self.scale_shift_table, t) + t[:, None]).chunk(2, dim=1)  # (B, 1, D)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return self.linear(narrow(modulate(self.norm_final(x), shift, scale), t.dtype))
 
 
 class PixArtTransformer(nn.Module):
@@ -144,6 +155,11 @@ class PixArtTransformer(nn.Module):
         caption = self.y_embedder(caption.to(tokens.dtype))  # (B, L, D)
         bias = caption_bias(caption_mask, tokens.dtype)
 
+        if tokens.dtype == torch.float16:
+            # A sum over all blocks that passes 65504 would be infinite in fp16, and every picture after it black.
+            # Kept in fp32 it stays exact. Clamping it, as is common, would change the picture unseen; here only
+            # cross-attention, whose input is no norm's output, sees a token's outlying channels cut to 65504.
+            tokens = tokens.float()
         tokens = self.run_blocks(tokens, caption, t0, bias, control, options)
         tokens = self.final_layer(tokens, t)  # (B, N, p * p * 2C)
         out = self.unpatchify(tokens, rows, columns)[..., :height, :width]

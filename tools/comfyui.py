@@ -159,7 +159,8 @@ class Server:
         command = [
             str(self.python), str(self.host.path / "main.py"),
             "--listen", "127.0.0.1", "--port", str(self.port),
-            "--base-directory", str(self.base), "--database-url", "sqlite:///:memory:",
+            "--base-directory", str(self.base),
+            "--database-url", f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}",
             "--disable-auto-launch", "--disable-api-nodes", *self.options,
         ]  # fmt: skip
         if self.cpu:

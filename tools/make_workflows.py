@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-COLUMN, GAP = 360, 40
+COLUMN, GAP = 320, 30
 NOTE = "MarkdownNote"
 
 
@@ -53,8 +53,8 @@ def depth_of(api: dict, key: str, known: dict[str, int]) -> int:
 def height_of(node: dict) -> int:
     """Rough height in pixels of a node: sockets, widgets, and room for text or a picture."""
     rows = max(len(node["inputs"]), len(node["outputs"])) + len(node["widgets_values"])
-    tall = 120 if node["type"] == "PixArtTextEncode" else 260 if "Image" in node["type"] and not node["outputs"] else 0
-    return 60 + 26 * rows + tall
+    tall = {"PixArtTextEncode": 90, "SaveImage": 300, "PreviewImage": 300}.get(node["type"], 0)
+    return 30 + 26 * rows + tall
 
 
 def build(api: dict, object_info: dict, models: dict[str, list]) -> dict:
@@ -111,10 +111,10 @@ def build(api: dict, object_info: dict, models: dict[str, list]) -> dict:
         column = depths[key]
         node = nodes[key]
         height = height_of(node)
-        node["pos"] = [60 + column * (COLUMN + GAP), 200 + columns.get(column, 0)]
+        node["pos"] = [60 + column * (COLUMN + GAP), 60 + columns.get(column, 0)]
         node["size"] = [COLUMN, height]
         node["order"] = order
-        columns[column] = columns.get(column, 0) + height + GAP + 30
+        columns[column] = columns.get(column, 0) + height + GAP + 26
     return {
         "id": "00000000-0000-0000-0000-000000000000",
         "revision": 0,
@@ -130,16 +130,19 @@ def build(api: dict, object_info: dict, models: dict[str, list]) -> dict:
 
 
 def add_note(workflow: dict, text: str) -> None:
-    """A note above the graph."""
+    """A note under the sampler's column, where most graphs have room."""
     key = workflow["last_node_id"] + 1
+    column = max(2, max(node["pos"][0] for node in workflow["nodes"]) // (COLUMN + GAP) - 2)
+    left = 60 + column * (COLUMN + GAP)
+    below = [node["pos"][1] + node["size"][1] for node in workflow["nodes"] if node["pos"][0] == left]
     workflow["last_node_id"] = key
     workflow["nodes"].append(
         {
             "id": key,
             "type": NOTE,
             "title": "Note",
-            "pos": [60, -120],
-            "size": [2 * COLUMN, 260],
+            "pos": [left, max(below, default=60) + GAP + 26],
+            "size": [2 * COLUMN + GAP, 330],
             "flags": {},
             "order": 0,
             "mode": 0,

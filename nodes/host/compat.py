@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
+import comfy.model_management
 import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import torch
 
 
 def is_dynamic(patcher) -> bool:
@@ -21,3 +27,22 @@ def remember_loader(patcher, function, arguments: tuple) -> None:
     """Tell hosts that ask (0.15.1 and later) how to load this model anew, for compilation and other cards."""
     if hasattr(patcher, "cached_patcher_init"):
         patcher.cached_patcher_init = (function, arguments)
+
+
+def keeps_files_mapped() -> bool:
+    """Whether weights may stay in the file's own memory pages: not where the user started with --disable-mmap."""
+    return not getattr(comfy.utils, "DISABLE_MMAP", False)
+
+
+def archive_dtypes(model: torch.nn.Module) -> None:
+    """Tell hosts that stream weights in which types this model's are kept; they noted it before loading."""
+    archive = getattr(comfy.model_management, "archive_model_dtypes", None)
+    if archive is not None:
+        archive(model)
+
+
+def make_clip(*arguments, disable_dynamic: bool = False, **keywords):
+    """The host's CLIP; ``disable_dynamic`` is known since 0.15.1."""
+    if "disable_dynamic" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
+        keywords["disable_dynamic"] = disable_dynamic
+    return comfy.sd.CLIP(*arguments, **keywords)

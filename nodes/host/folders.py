@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
@@ -11,7 +11,24 @@ DEMO = Path(__file__).resolve().parents[2] / "demo"
 DEMO_KINDS = ("checkpoints", "text_encoders", "vae")
 
 CHECKPOINTS = ("checkpoints", "diffusion_models", "diffusers")
-TEXT_ENCODERS = ("text_encoders",)
+TEXT_ENCODERS = ("text_encoders", "diffusers")
+
+FOLDERS_ONLY = "diffusers"
+"""The kind of models whose every model is a folder."""
+
+PARTS = {CHECKPOINTS: "transformer", TEXT_ENCODERS: "text_encoder"}
+"""Which part of a diffusers pipeline holds the model."""
+
+MORE_SUFFIXES = {TEXT_ENCODERS: (".gguf",)}
+"""Files that can be opened and that the host does not list as models."""
+
+OUTSIDE = (
+    "leads out of the model folders. Choose a name from the list; folders elsewhere can be added in "
+    "extra_model_paths.yaml."
+)
+
+DEPTH = 3
+"""How far below a model folder another one is looked for: models/diffusers/author/model."""
 
 
 def register_demo() -> None:
@@ -22,22 +39,55 @@ def register_demo() -> None:
 
 def names(kinds: tuple[str, ...]) -> list[str]:
     """Model files of these kinds, then folders that hold a model in shards or in diffusers' layout."""
-    found = [name for kind in kinds if kind != "diffusers" for name in folder_paths.get_filename_list(kind)]
-    return list(dict.fromkeys(found + model_folders(kinds)))
+    found = [name for kind in kinds if kind != FOLDERS_ONLY for name in folder_paths.get_filename_list(kind)]
+    return list(dict.fromkeys([*found, *more_files(kinds), *model_folders(kinds)]))
 
 
-def model_folders(kinds: tuple[str, ...]) -> list[str]:
-    """Folders with a config.json or model_index.json, directly inside a model folder of these kinds."""
-    found = []
-    for root in roots(kinds):
-        for entry in sorted(os.scandir(root), key=lambda e: e.name):
-            markers = (os.path.join(entry.path, name) for name in ("config.json", "model_index.json"))
-            if entry.is_dir() and any(map(os.path.isfile, markers)):
-                found.append(entry.name)
+def more_files(kinds: tuple[str, ...]) -> dict[str, str]:
+    """Name → path of the files that the host leaves out of its lists, for not knowing their suffix."""
+    suffixes = MORE_SUFFIXES.get(kinds)
+    found: dict[str, str] = {}
+    if suffixes:
+        for root in roots(kind for kind in kinds if kind != FOLDERS_ONLY):
+            for folder, _, files in walk(root):
+                paths = (os.path.join(folder, file) for file in files if file.lower().endswith(suffixes))
+                found = {os.path.relpath(path, root): path for path in paths} | found
     return found
 
 
-def roots(kinds: tuple[str, ...]) -> list[str]:
+def model_folders(kinds: tuple[str, ...]) -> dict[str, str]:
+    """Name → path of the folders that hold such a model, up to ``DEPTH`` levels below a model folder."""
+    found: dict[str, str] = {}
+    for root in roots(kinds):
+        for folder, below, files in walk(root):
+            if folder == root:
+                continue
+            is_pipeline = "model_index.json" in files
+            if is_pipeline or "config.json" in files or any(file.endswith(".index.json") for file in files):
+                below.clear()  # what lies inside is a part of this model
+                if not is_pipeline or os.path.isdir(os.path.join(folder, PARTS.get(kinds, ""))):
+                    found.setdefault(os.path.relpath(folder, root), folder)
+    return found
+
+
+def walk(root: str):
+    """``os.walk`` in alphabetical order, no deeper than ``DEPTH`` and not through links that leave the root."""
+    for folder, below, files in os.walk(root, followlinks=True):
+        level = 0 if folder == root else os.path.relpath(folder, root).count(os.sep) + 1
+        below[:] = sorted(
+            name
+            for name in below
+            if level < DEPTH and not name.startswith(".") and is_inside(os.path.join(folder, name), root)
+        )
+        yield folder, below, sorted(files)
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Whether a path, its links followed, is below a folder."""
+    return not os.path.islink(path) or Path(path).resolve().is_relative_to(Path(root).resolve())
+
+
+def roots(kinds) -> list[str]:
     known = [kind for kind in kinds if kind in folder_paths.folder_names_and_paths]
     return [root for kind in known for root in folder_paths.get_folder_paths(kind) if os.path.isdir(root)]
 
@@ -45,12 +95,21 @@ def roots(kinds: tuple[str, ...]) -> list[str]:
 def find(kinds: tuple[str, ...], name: str) -> str:
     """Full path of the model file or model folder named in a workflow.
 
-    Looked up only inside the host's model folders of these kinds. Raises ValueError when it is not there.
+    Looked up only inside the host's model folders of these kinds: a workflow may come from anyone. Links to files
+    are followed as in all of the host's loaders, links from one folder to another only within a model folder.
+    Raises ValueError when the name is not there, or leads elsewhere.
     """
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+        raise ValueError(f"{name!r} {OUTSIDE}")
     for kind in kinds:
-        if kind in folder_paths.folder_names_and_paths and (path := folder_paths.get_full_path(kind, name)):
-            return path
-    if name in model_folders(kinds):
-        return next(path for root in roots(kinds) if os.path.isdir(path := os.path.join(root, name)))
+        if kind != FOLDERS_ONLY and kind in folder_paths.folder_names_and_paths:
+            # Not every file that lies there: only those with the suffix of a model.
+            if name in folder_paths.get_filename_list(kind):
+                return folder_paths.get_full_path_or_raise(kind, name)
+    found = model_folders(kinds) | more_files(kinds)
+    if name in found:
+        return found[name]
+    if any(os.path.isdir(path := os.path.join(root, name)) and not is_inside(path, root) for root in roots(kinds)):
+        raise ValueError(f"{name!r} {OUTSIDE}")
     places = " or ".join(f"models/{kind}" for kind in kinds)
     raise ValueError(f"{name!r} is not in {places}. Put it there, press R to refresh the lists, and choose it again.")

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import comfy.model_base
 import comfy.model_management
 import comfy.supported_models
+import comfy.utils
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...pixart.checkpoint import Checkpoint, open_checkpoint, state_dict_to_save
+from ...pixart.checkpoint.fp8 import FLOAT8, kept_dtype
 from ...pixart.config import ALPHA, PixArtConfig
 from ...pixart.transformer import PixArtTransformer
 from . import compat
@@ -186,28 +188,68 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
         }
     )
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
-    state = dict(checkpoint.state_dict)
-    dtype = WEIGHT_DTYPES[weight_dtype]
-    if dtype is None:
-        dtype = management.unet_dtype(
-            model_params=sum(t.nelement() for t in state.values()),
-            supported_dtypes=list(model_config.supported_inference_dtypes),
-            weight_dtype=next(t.dtype for k, t in state.items() if k.endswith("qkv.weight")),
-        )
-    cast = management.unet_manual_cast(dtype, load_device, model_config.supported_inference_dtypes)
-    model_config.set_inference_dtype(dtype, cast)
+    dtype, compute = choose_dtypes(checkpoint, weight_dtype, load_device, model_config.supported_inference_dtypes)
+    model_config.set_inference_dtype(dtype, None if compute == dtype else compute)
+    quantised = checkpoint.quantised and dtype in FLOAT8
+    if quantised:
+        model_config.quant_config = comfy.utils.detect_layer_quantization(checkpoint.quantised, "")
 
-    null = state.get("y_embedder.y_embedding")
+    null = checkpoint.state_dict.get("y_embedder.y_embedding")
     facts = CheckpointFacts(checkpoint.path.name, config, checkpoint.evidence, None if null is None else null.clone())
-    model = PixArtModel(model_config, facts).eval()
+    # On no device, since every parameter is replaced by the file's own tensor, not copied into. The layers of
+    # quantised weights move what they are given to the device that they were made on.
+    model = PixArtModel(model_config, facts, device=None if quantised else torch.device("meta")).eval()
+    model.device = offload_device
     patcher = compat.core_patcher(model, load_device, offload_device, disable_dynamic)
+    state = weights_to_keep(checkpoint, dtype, compute)
+    model.load_model_weights(state, "", assign=True)
+    compat.archive_dtypes(model.diffusion_model)
     if not management.is_device_cpu(offload_device):
         model.to(offload_device)
-    model.load_model_weights(state, "", assign=compat.is_dynamic(patcher))
     compat.remember_loader(patcher, load_model, (path, weight_dtype, family))
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path.name, note)
     return patcher
+
+
+def choose_dtypes(checkpoint: Checkpoint, weight_dtype: str, device, supported) -> tuple[torch.dtype, torch.dtype]:
+    """The type to keep weights in and the type to compute in; where they differ the host casts at every layer."""
+    management = comfy.model_management
+    stored = checkpoint.state_dict["blocks.0.attn.qkv.weight"].dtype
+    dtype = WEIGHT_DTYPES[weight_dtype]
+    if dtype is None and checkpoint.quantised:
+        dtype = stored
+    elif dtype is None:
+        dtype = management.unet_dtype(
+            model_params=sum(t.nelement() for t in checkpoint.state_dict.values()),
+            supported_dtypes=list(supported),
+            weight_dtype=stored,
+        )
+        if dtype == torch.float32 and stored in (torch.float16, torch.bfloat16):
+            # Where only fp32 is computed, keeping it as well would double the memory and add no precision.
+            dtype = stored
+    compute = management.unet_manual_cast(dtype, device, supported)
+    return dtype, dtype if compute is None else compute
+
+
+def weights_to_keep(checkpoint: Checkpoint, dtype: torch.dtype, compute: torch.dtype) -> dict[str, torch.Tensor]:
+    """The transformer's weights as they are to lie in memory; those already of the right type stay in the file's pages.
+
+    The pages are mapped privately: a weight that the host writes into, as when it adds a LoRA in place, is copied by
+    the system, and the file stays as it is.
+    """
+    keep_scaled = dtype in FLOAT8
+    state = {}
+    for name, tensor in checkpoint.state_dict.items():
+        kept = kept_dtype(name, dtype, compute)
+        layer = name.removesuffix(".weight")
+        if keep_scaled and f"{layer}.weight_scale" in checkpoint.quantised:
+            state[name] = tensor
+        else:
+            state[name] = checkpoint.tensor(name, kept)
+        if not compat.keeps_files_mapped() and state[name] is tensor:
+            state[name] = tensor.clone()
+    return state | (dict(checkpoint.quantised) if keep_scaled else {})
 
 
 def pixart_model(patcher) -> PixArtModel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import comfy.model_management
-import comfy.sd
 import comfy.supported_models_base
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.t5
@@ -15,7 +14,9 @@ import torch
 from comfy import sd1_clip
 
 from ...pixart.text.encoder import T5File, open_t5
+from ...pixart.text.layout import FINAL_NORM, RELATIVE_BIAS
 from ...pixart.text.tokens import JsonTokenizer
+from . import compat
 
 NAME = "t5xxl"
 """What the host calls PixArt's encoder whatever its size: LoRA maps and token dictionaries use it."""
@@ -130,13 +131,14 @@ def encoder_class(file: T5File, weight_dtype: torch.dtype, quantization: dict | 
     return PixArtTextModel
 
 
-def load_clip(path: str, dtype: str = "auto", device: str = "auto"):
+def load_clip(path: str, dtype: str = "auto", device: str = "auto", disable_dynamic: bool = False):
     """Load a T5 v1.1 encoder as a CLIP.
 
     path: a file or a Hugging Face folder; dtype: a key of DTYPES, "auto" keeps the file's own;
     device: "auto" leaves it to the host, "cpu" keeps the encoder in system memory.
     Raises ValueError when the file is no T5 v1.1 encoder, naming what it is.
     """
+    management = comfy.model_management
     file = open_t5(path)
     state, _ = comfy.utils.convert_old_quants(dict(file.state_dict), "", metadata={})
     quantization = comfy.utils.detect_layer_quantization(state, "")
@@ -146,20 +148,54 @@ def load_clip(path: str, dtype: str = "auto", device: str = "auto"):
     wanted = DTYPES[dtype]
     if wanted is not None:
         options["dtype"] = wanted
-    weight_dtype = wanted if wanted is not None else state["encoder.final_layer_norm.weight"].dtype
+    weight_dtype = wanted if wanted is not None else state[FINAL_NORM].dtype
+    load_device = options.get("load_device", management.text_encoder_device())
+    if quantization is None and management.supports_cast(load_device, weight_dtype):
+        # On no device, since every parameter is replaced by the file's own tensor, not copied into.
+        options["initial_device"] = torch.device("meta")
 
     target = comfy.supported_models_base.ClipTarget(
         tokenizer_class(file), encoder_class(file, weight_dtype, quantization)
     )
-    clip = comfy.sd.CLIP(
+    clip = compat.make_clip(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=sum(t.nelement() for t in state.values()),
-        state_dict=[state],
         model_options=options,
+        disable_dynamic=disable_dynamic,
     )
+    assign_weights(clip, state if quantization else weights_to_keep(state, weight_dtype))
     clip.cond_stage_model.pixart_t5 = file.identity
+    compat.remember_loader(clip.patcher, load_clip_patcher, (path, dtype, device))
     return clip
+
+
+def load_clip_patcher(path: str, dtype: str, device: str, disable_dynamic: bool = False):
+    """The ModelPatcher of a CLIP loaded anew, for hosts that ask for it."""
+    return load_clip(path, dtype, device, disable_dynamic).patcher
+
+
+def weights_to_keep(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The encoder's weights as they are to lie in memory; those already of the right type stay in the file's pages.
+
+    fp8 is for the blocks' matrices. Norms, the attention bias by distance and the embedding of words keep the file's
+    own type: the first two are small, and an error in the last goes through every block.
+    """
+    keep_mapped = compat.keeps_files_mapped()
+    kept = {}
+    for name, tensor in state.items():
+        is_matrix = name.startswith("encoder.block.") and tensor.ndim == 2 and not name.endswith(RELATIVE_BIAS)
+        cast = tensor.to(dtype) if is_matrix or dtype.itemsize > 1 else tensor
+        kept[name] = cast.clone() if cast is tensor and not keep_mapped else cast
+    return kept
+
+
+def assign_weights(clip, state: dict[str, torch.Tensor]) -> None:
+    """Give the encoder these tensors as its parameters, without a copy."""
+    encoder = getattr(clip.cond_stage_model, NAME)
+    encoder.can_assign_sd = True
+    encoder.load_sd(state)
+    compat.archive_dtypes(clip.cond_stage_model)
 
 
 def tokenize(clip, text: str) -> tuple[dict, list]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ from ..transformer import PixArtTransformer
 from .detect import AUTO, FAMILIES, config_metadata, detect_config
 from .files import Weights, read_config, read_weights, shard_note
 from .foreign import name_foreign
+from .fp8 import FLOAT8, METADATA, dequantise, is_companion, read_companions
 from .keys import DIFFUSERS, KeyPlan, OriginalState, list_names, plan_keys, split_block_name
 from .save import CONFIG_KEY, config_from_tensor
 
-_FLOATS = frozenset(
-    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
-)
-_FLOAT8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+_FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8})
 # Bookkeeping of training tools that no layer computes with.
 _HARMLESS = frozenset(
     {"epoch", "step", "global_step", "decay", "num_updates", "mask_token", "logvar", "betas", "alphas_cumprod"}
@@ -37,6 +35,9 @@ class Checkpoint:
         They are memory-mapped; do not overwrite the file while they are in use.
     dialect: "original" or "diffusers", the names used in the file.
     evidence: one sentence for each conclusion of the config. notes: harmless oddities.
+    quantised: for scaled fp8 weights "<layer>.weight_scale" and "<layer>.comfy_quant" (bytes of JSON, as ComfyUI's
+        newer layout has it), and "<layer>.input_scale" where the file has one; a weight is its fp8 numbers times
+        its scale. Empty for all other files.
     """
 
     path: Path
@@ -46,6 +47,11 @@ class Checkpoint:
     evidence: tuple[str, ...]
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
+    quantised: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """One tensor of the transformer as ``dtype``, its fp8 scale multiplied in."""
+        return dequantise(name, self.state_dict[name], self.quantised, dtype)
 
 
 def open_checkpoint(path: str | Path, family: str = AUTO) -> Checkpoint:
@@ -74,16 +80,16 @@ def load_transformer(
     """The transformer of a checkpoint under plain PyTorch, in evaluation mode.
 
     dtype: of all parameters; None keeps the file's, except that fp8 becomes bfloat16, since no plain layer
-        computes in fp8. Raises what ``open_checkpoint`` raises.
+        computes in fp8; the scales of scaled fp8 are multiplied in. Raises what ``open_checkpoint`` raises.
     """
     checkpoint = checkpoint_or_path
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_checkpoint(checkpoint)
     if dtype is None:
         dtype = checkpoint.state_dict["t_block.1.weight"].dtype
-        dtype = torch.bfloat16 if dtype in _FLOAT8 else dtype
+        dtype = torch.bfloat16 if dtype in FLOAT8 else dtype
     model = PixArtTransformer(checkpoint.config, attention=attention, dtype=dtype, device="meta")
-    state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in checkpoint.state_dict.items()}
+    state = {name: checkpoint.tensor(name, dtype).to(device) for name in checkpoint.state_dict}
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -92,8 +98,10 @@ def _open(path: Path, family: str) -> Checkpoint:
     weights = read_weights(path)
     tensors = dict(weights.tensors)
     stated = [tensors.pop(name) for name in weights.tensors if name.rpartition(".")[2] == CONFIG_KEY]
-    plan = _plan(tensors)
+    plan, companions = _plan(tensors)
     _check_dtypes(plan, tensors)
+    quantised = _read_quantised(plan, companions, tensors, weights.metadata)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in companions}
     # A config.json beside a file in original names may belong to any of the folder's models.
     config_json = read_config(weights.file.parent) if path.is_dir() or plan.dialect == DIFFUSERS else None
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -115,6 +123,7 @@ def _open(path: Path, family: str) -> Checkpoint:
         evidence=evidence,
         metadata=weights.metadata,
         notes=tuple(_origin_notes(plan, weights, config, config_json or {}) + notes),
+        quantised=quantised,
     )
 
 
@@ -135,13 +144,32 @@ def _stated_config(tensor: torch.Tensor, shapes, family: str) -> tuple[PixArtCon
     return stated, (f"Everything: the tensor {CONFIG_KEY} in the file, which agrees with the weights.",)
 
 
-def _plan(tensors: Mapping[str, torch.Tensor]) -> KeyPlan:
+def _plan(tensors: Mapping[str, torch.Tensor]) -> tuple[KeyPlan, set[str]]:
+    """How names become original ones, and the names that are companions of the transformer's fp8 weights."""
     if foreign := name_foreign(tensors, has_transformer=True):
         raise ValueError(foreign)
     try:
-        return plan_keys(tensors)
+        plan = plan_keys(name for name in tensors if not is_companion(name))
     except ValueError as error:
         raise ValueError(name_foreign(tensors, has_transformer=False) or str(error)) from error
+    companions = {name for name in tensors if is_companion(name) and name.startswith(plan.prefix)}
+    scaled = {name.rpartition(".")[0] for name in companions}
+    if not any(f"{layer}.weight" in tensors and tensors[f"{layer}.weight"].itemsize == 1 for layer in scaled):
+        companions = set()
+    return (plan if companions else plan_keys(tensors)), companions
+
+
+def _read_quantised(
+    plan: KeyPlan, companions: set[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    if not companions and METADATA not in metadata:
+        return {}
+    if plan.dialect == DIFFUSERS:
+        raise ValueError(
+            "The weights are scaled fp8 under diffusers' names, where queries, keys and values have a scale each; "
+            "joined into one matrix they would need one. Choose the file with original names, or one in fp16."
+        )
+    return read_companions(sorted(companions), tensors, plan.sources, plan.prefix, metadata)
 
 
 def _origin_notes(

@@ -43,7 +43,17 @@ def state_dict_to_save(state: Mapping[str, torch.Tensor], config: PixArtConfig) 
     )
     dtype = like.dtype if like.dtype.itemsize > 1 else torch.float16
     out["pos_embed"] = grid[None].to(dtype)  # (1, base², D)
-    detected, _ = detect_config({key: tuple(value.shape) for key, value in out.items()})
-    if detected != config:
+    if not tells_itself(out, config):
         out[CONFIG_KEY] = config_tensor(config)
     return out
+
+
+def tells_itself(state: Mapping[str, torch.Tensor], config: PixArtConfig) -> bool:
+    """Whether ``config`` can be detected from these weights alone, with nothing guessed."""
+    if not config.null_caption:
+        return False
+    try:
+        detected, _ = detect_config({key: tuple(value.shape) for key, value in state.items()})
+    except ValueError:
+        return False
+    return detected == config

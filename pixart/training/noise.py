@@ -23,10 +23,12 @@ class NoiseSchedule:
         """Loss weight of each timestep for noise prediction: min(SNR, γ) / SNR (Hang et al., 2303.09556)."""
         return (self.snr.clamp(max=gamma) / self.snr).float()
 
-    def layout_weights(self, gamma: float = 5.0, power: float = 0.6, ceiling: float = 30.0) -> torch.Tensor:
+    def layout_weights(self, contrast: float, gamma: float = 5.0, ceiling: float = 20.0) -> torch.Tensor:
         """Min-SNR, raised where noise hides all but the layout.
 
-        A flat background is visible long before an edge is: what the caption decides is decided at an SNR of
-        1e-3 to 1e-1, where the plain noise loss hardly rewards it. SNR^-power up to ``ceiling`` makes up for it.
+        A flat background is visible long before an edge is: what the caption decides is decided where the noise
+        is strongest, and there the plain noise loss hardly rewards it. SNR^-½ up to ``ceiling`` makes up for it.
+        contrast: standard deviation of the latents, which raises the SNR.
         """
-        return self.min_snr_weights(gamma) * self.snr.pow(-power).clamp(1.0, ceiling).float()
+        snr = self.snr * contrast**2
+        return (snr.clamp(max=gamma) / snr * snr.rsqrt().clamp(1.0, ceiling)).float()

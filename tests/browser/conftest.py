@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +10,9 @@ from front_end import FrontEnd
 from playwright.sync_api import Browser, sync_playwright
 
 from tools.comfyui import Server
+from tools.test import find_browser
 
 PICTURES = Path(__file__).resolve().parents[2] / "output" / "browser"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
@@ -28,7 +26,7 @@ QUIET = (
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    executable = os.environ.get("PLAYWRIGHT_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    executable = find_browser()
     if executable is None:
         pytest.skip("no Chromium found: set PLAYWRIGHT_CHROMIUM to one")
     with sync_playwright() as playwright:

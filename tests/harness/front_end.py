@@ -21,7 +21,7 @@ PICTURE = """type => window.app.graph.nodes
     .map(node => node.imgs?.[0] ?? document.querySelector(`[data-node-id="${node.id}"] img`))
     .find(image => image?.naturalWidth)?.src"""
 UNKNOWN_NODES = """() => window.app.graph.nodes
-    .filter(node => node.has_errors || !node.comfyClass)
+    .filter(node => node.has_errors || !(node.comfyClass || node.isVirtualNode))
     .map(node => node.type)"""
 
 
@@ -64,7 +64,7 @@ class FrontEnd:
         expect(dialog).to_have_count(0, timeout=LOADING)
 
     def unknown_nodes(self) -> list[str]:
-        """Types of the nodes in the open workflow that the host does not know."""
+        """Types of the nodes in the open workflow that neither the host nor the front end itself knows."""
         return self.page.evaluate(UNKNOWN_NODES)
 
     def node_types(self) -> list[str]:

@@ -6,11 +6,13 @@ Test modules here may import ``comfy`` and ``pixart_nodes`` at their top.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import host_process
 import pytest
+import torch
 
 from tools.comfyui import find_hosts
 
@@ -27,6 +29,13 @@ else:
 def pytest_terminal_summary(terminalreporter) -> None:
     if not HOSTS:
         terminalreporter.write_line("host tests left out: no ComfyUI found (set COMFYUI_PATH to its folder)")
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    """As the host's executor runs nodes."""
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 
@@ -14,6 +15,7 @@ from pixart.checkpoint import load_transformer
 from pixart.pipeline import load_autoencoder
 from pixart.text.encoder import load_transformers_t5, open_t5
 from pixart.training.demo import autoencoder, diffusion, export, text
+from pixart.training.demo.latents import CONTRAST
 from pixart.training.demo.run import Resumable
 from pixart.transformer import PixArtTransformer
 
@@ -54,9 +56,10 @@ def run(stage, out, stop=STEPS):
 
 @pytest.fixture(scope="module")
 def small_steps():
-    """Fewer tokens a diffusion step than the published demo was trained with; all else is the recipe's own."""
+    """One step of each phase with fewer tokens than the published demo was trained with; the rest is the recipe's."""
+    first, last = (dataclasses.replace(phase, steps=1, tokens=256) for phase in diffusion.PHASES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diffusion, "TOKENS_A_STEP", 256)
+        patch.setattr(diffusion, "PHASES", (first, last))
         yield
 
 
@@ -148,10 +151,10 @@ def test_exported_autoencoder_decodes_the_transformers_own_latents(trained, expo
     assert tensors["taesd_decoder.1.weight"].shape == (64, 4, 3, 3)
     assert tensors["taesd_encoder.14.weight"].shape == (4, 64, 3, 3)
     assert tensors["vae_scale"].dtype == torch.float32
-    assert (tensors["vae_scale"].item(), tensors["vae_shift"].item()) == (pytest.approx(0.13025), 0.0)
+    assert (tensors["vae_scale"].item(), tensors["vae_shift"].item()) == (pytest.approx(0.13025 / CONTRAST), 0.0)
 
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = load_autoencoder(path, 0.13025).decode(latents / 0.13025)
+    found = load_autoencoder(path, 0.13025).decode(latents * CONTRAST / 0.13025)
     with torch.no_grad():
         wanted = (autoencoder.assemble(trained[0]).decoder(latents) / 2 + 0.5).clamp(0, 1)
     assert (found - wanted).abs().max() < 5e-3

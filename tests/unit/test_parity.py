@@ -100,7 +100,8 @@ def test_diffusers_computes_the_same(family, latent):
     size = torch.tensor([[768.0, 1344.0], [1024.0, 960.0]])
     ratio = torch.tensor([[0.57], [1.07]])
     ours = model(x, timesteps, caption, mask, size=size, aspect_ratio=ratio, learned_variance=True)
-    conditions = {"resolution": size, "aspect_ratio": ratio} if family == "alpha" else {"resolution": None, "aspect_ratio": None}
+    micro = model.config.micro_condition
+    conditions = {"resolution": size if micro else None, "aspect_ratio": ratio if micro else None}
     theirs = reference(
         x, encoder_hidden_states=caption, timestep=timesteps, added_cond_kwargs=conditions,
         encoder_attention_mask=mask, return_dict=False,

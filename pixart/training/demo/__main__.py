@@ -26,7 +26,7 @@ def main() -> None:
     elif args.stage == "diffusion":
         from . import diffusion
 
-        diffusion.train(args.out, args.seed, args.steps or 5000)
+        diffusion.train(args.out, args.seed, args.steps or diffusion.STEPS)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from . import text
 from .captions import random_caption, random_scene
 from .drawing import draw, place
 from .judge import mistakes
-from .latents import COLOUR_CENTRE, COLOUR_SPREAD, teacher_latents
+from .latents import COLOUR_CENTRE, COLOUR_SPREAD, CONTRAST, teacher_latents
 from .run import Resumable, seeded
 
 CONFIG = PixArtConfig(
@@ -35,23 +36,55 @@ CONFIG = PixArtConfig(
     pe_interpolation=0.25,
 )
 
+SMALL = (64, 64)
 NATIVE = (128, 128)
 WIDE = ((112, 144), (144, 112), (96, 160), (160, 96), (80, 192), (192, 80))
 LARGE = ((256, 256), (256, 256), (224, 288), (288, 224), (192, 336), (336, 192), (192, 192))
-"""Height and width in pixels: most steps at the native size, some at its other shapes, few at the next size."""
-
-TOKENS_A_STEP = 2048
+"""Height and width in pixels."""
 
 
-def random_size(rng: random.Random) -> tuple[int, int]:
-    draw_ = rng.random()
-    return NATIVE if draw_ < 0.72 else rng.choice(WIDE) if draw_ < 0.87 else rng.choice(LARGE)
+@dataclass(frozen=True)
+class Phase:
+    """Part of the training: how long, at which sizes, how many tokens a step, and at which timesteps.
+
+    layout: share of timesteps drawn from ``LAYOUT`` alone, where the caption decides; the rest from all.
+    """
+
+    steps: int
+    sizes: tuple[tuple[float, tuple[tuple[int, int], ...]], ...]
+    tokens: int
+    layout: float
+
+    def size(self, rng: random.Random) -> tuple[int, int]:
+        shares, choices = zip(*self.sizes, strict=True)
+        return rng.choice(rng.choices(choices, shares)[0])
+
+
+LAYOUT = (550, 1000)
+PHASES = (
+    Phase(2500, ((1.0, (SMALL,)),), 512, layout=0.75),
+    Phase(3000, ((0.75, (NATIVE,)), (0.15, WIDE), (0.10, LARGE)), 2048, layout=0.5),
+)
+"""As PixArt itself was trained: small pictures first, where a step is cheap and captions find their meaning,
+then the native size, its other shapes, and some pictures of the next size. The position grid covers the same
+range at every size, so that what was learned small holds.
+"""
+
+STEPS = sum(phase.steps for phase in PHASES)
+
+
+def phase_of(step: int) -> Phase:
+    for phase in PHASES:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return PHASES[-1]
 
 
 class Ema(nn.Module):
     """Exponential moving average of a model's parameters, warmed up so that early values fade soon."""
 
-    def __init__(self, model: nn.Module, decay: float = 0.9995):
+    def __init__(self, model: nn.Module, decay: float = 0.999):
         super().__init__()
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
@@ -73,7 +106,7 @@ def schedule(step: int, steps: int, warmup: int = 150, decay: float = 0.25) -> f
 class DiffusionTask:
     """Noise prediction; a caption is dropped one time in ten so that guidance has its null."""
 
-    def __init__(self, out: Path, seed: int, steps: int, learning_rate: float = 1.5e-3):
+    def __init__(self, out: Path, seed: int, steps: int, learning_rate: float = 1.2e-3):
         self.rng, self.steps, self.learning_rate, self.out = seeded(seed), steps, learning_rate, out
         self.noise = NoiseSchedule()
         self.tokenizer, self.encoder = text.load(out)
@@ -81,7 +114,7 @@ class DiffusionTask:
         self.model.y_embedder.y_embedding.copy_(self.encode([""])[0][0, 0])
         self.ema = Ema(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0)
-        self.weight = self.noise.layout_weights()
+        self.weight = self.noise.layout_weights(CONTRAST)
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,15 +122,17 @@ class DiffusionTask:
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
     def step(self, index: int) -> dict[str, float]:
-        height, width = random_size(self.rng)
-        batch = max(1, round(TOKENS_A_STEP * 256 / (height * width)))
+        phase = phase_of(index)
+        height, width = phase.size(self.rng)
+        batch = max(1, round(phase.tokens * 256 / (height * width)))
         scenes, captions = zip(*(random_caption(self.rng) for _ in range(batch)), strict=True)
         captions = ["" if self.rng.random() < 0.1 else caption for caption in captions]
         pictures = draw([place(scene, height, width, self.rng) for scene in scenes], height, width)
-        latents = teacher_latents(pictures)
+        latents = teacher_latents(pictures) * CONTRAST
         caption, mask = self.encode(captions)
 
         t = torch.randint(0, 1000, (batch,))
+        t = torch.where(torch.rand(batch) < phase.layout, torch.randint(*LAYOUT, (batch,)), t)
         noise = torch.randn_like(latents)
         predicted = self.model(self.noise.add(latents, noise, t), t, caption, mask)
         error = (predicted - noise).pow(2).mean(dim=(1, 2, 3))
@@ -141,6 +176,7 @@ class DiffusionTask:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         from diffusers import AutoencoderTiny
 
+        latents = latents / CONTRAST
         path = self.out / "autoencoder-decoder.state.pt"
         if not path.exists():
             cells = latents[:, :3] * COLOUR_SPREAD + COLOUR_CENTRE

@@ -22,6 +22,7 @@ from ...config import PixArtConfig
 from ...embeddings import position_grid
 from . import autoencoder
 from .diffusion import CONFIG
+from .latents import CONTRAST
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +117,12 @@ def autoencoder_tensors(out: Path, config: PixArtConfig = CONFIG) -> Tensors:
     """Both halves under TAESD's names.
 
     ``vae_scale`` makes up for the latent scale that a host multiplies by, so that the transformer works on
-    the autoencoder's own latents, which have unit variance already.
+    ``CONTRAST`` times the autoencoder's own latents.
     """
     for part in ("encoder", "decoder"):
         read_state(out, f"autoencoder-{part}")
     tensors = half(autoencoder.to_taesd(autoencoder.assemble(out)))
-    return tensors | {"vae_scale": torch.tensor(config.latent_scale), "vae_shift": torch.tensor(0.0)}
+    return tensors | {"vae_scale": torch.tensor(config.latent_scale / CONTRAST), "vae_shift": torch.tensor(0.0)}
 
 
 def stage_figures(out: Path, stage: str) -> dict:
