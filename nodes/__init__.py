@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension
 
-from . import captions, checkpoint, resolution
+from . import caption_files, captions, checkpoint, resolution
 from .host import folders
 
-NODES = [*checkpoint.NODES, *captions.NODES, *resolution.NODES]
+NODES = [*checkpoint.NODES, *captions.NODES, *caption_files.NODES, *resolution.NODES]
 
 
 class PixArtExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register_demo()
+        folders.register_captions()
 
     async def get_node_list(self) -> list:
         return NODES

@@ -97,7 +97,8 @@ class PixArtTextEncode(io.ComfyNode):
             message = f"The prompt has {count} tokens, {max_tokens} fit. Not read: “{lost}”"
             log.warning("PixArt Text Encode: %s", message)
         say(message, cls.hidden.unique_id)
-        return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))
+        carried = t5.carried(clip, prompt, min(count, max_tokens))
+        return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens, add_dict=carried))
 
 
 class PixArtNullCaption(io.ComfyNode):

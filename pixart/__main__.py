@@ -16,13 +16,15 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m pixart", description="Draw a picture with PixArt; without model files, the embedded demo."
     )
-    p.add_argument("prompt")
+    p.add_argument("prompt", nargs="?", help="what to draw")
     p.add_argument("--out", type=Path, default=Path("pixart.png"), help="picture to write (default: %(default)s)")
     p.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors", metavar="FILE")
     p.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors", metavar="FILE")
     p.add_argument("--vae", type=Path, default=DEMO / "pixart-demo-vae.safetensors", metavar="FILE")
     p.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model, for a T5 file that has none inside")
     p.add_argument("--negative", default="", help="what the picture should not show")
+    p.add_argument("--caption", type=Path, metavar="FILE", help="a caption file in place of the prompt")
+    p.add_argument("--negative-caption", type=Path, metavar="FILE", help="and of --negative; with both, no T5 is read")
     p.add_argument("--steps", type=int, default=20, help="default: %(default)s")
     p.add_argument("--cfg", type=float, default=4.5, help="guidance scale (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -40,13 +42,16 @@ def draw(args: argparse.Namespace) -> Path:
 
     from .pipeline import PixArtPipeline
 
+    if (args.prompt is None) == (args.caption is None):
+        raise ValueError("Give a prompt or --caption, one of the two.")
     dtype = getattr(torch, DTYPES[args.dtype])
+    t5 = None if args.caption and args.negative_caption else args.t5
     pipeline = PixArtPipeline.load(
-        args.checkpoint, args.t5, args.vae, device=args.device, dtype=dtype, tokenizer=args.tokenizer
+        args.checkpoint, t5, args.vae, device=args.device, dtype=dtype, tokenizer=args.tokenizer
     )
     picture = pipeline(
-        args.prompt,
-        args.negative,
+        pipeline.read_caption(args.caption) if args.caption else args.prompt,
+        pipeline.read_caption(args.negative_caption) if args.negative_caption else args.negative,
         height=args.height,
         width=args.width,
         steps=args.steps,

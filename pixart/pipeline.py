@@ -6,10 +6,9 @@ against the other. ``python -m pixart --help`` is this pipeline as a command.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,16 +20,14 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import T5EncoderModel
 
-from .checkpoint import load_transformer
-from .text.batch import Captions, encode_prompts
+from .checkpoint import load_transformer, open_checkpoint
+from .text.batch import Captions, encode_prompts, tokenizer_for
 from .text.captions import load_caption
 from .text.encoder import load_transformers_t5, open_t5
-from .text.provenance import CHECKPOINT_PREFIX, T5Mark, check_t5, provenance
-from .text.tokens import JsonTokenizer, SentencePieceTokenizer, Tokenizer, read_tokenizer
-from .training.noise import NoiseSchedule
+from .text.provenance import T5Mark, check_t5, expected_t5
+from .text.tokens import Tokenizer
+from .noise import NoiseSchedule
 from .transformer import PixArtTransformer
-
-log = logging.getLogger(__name__)
 
 PIXELS = 8
 """Pixels of a picture to one latent pixel, along either side."""
@@ -149,15 +146,6 @@ def kl_from_file(path: Path, dtype: torch.dtype) -> AutoencoderKL:
             ) from error
 
 
-def read_tokenizer_path(path: Path) -> Tokenizer:
-    """A spiece.model, a tokenizer.json, or a folder with one of them. Raises ValueError when there is none."""
-    if path.is_dir():
-        return read_tokenizer(path)
-    if not path.is_file():
-        raise ValueError(f"No tokenizer at {path}: the tokenizer setting must name a file or a folder.")
-    return (JsonTokenizer if path.suffix == ".json" else SentencePieceTokenizer)(path.read_bytes())
-
-
 def nearest_timesteps(sigmas: torch.Tensor) -> torch.Tensor:
     """Timesteps (n,), 0 to 999, whose noise level is nearest in log σ to each of ``sigmas`` (n,)."""
     table = NoiseSchedule().snr.rsqrt().float().log()
@@ -208,21 +196,28 @@ class PixArtPipeline:
     """A PixArt checkpoint with its text encoder and autoencoder; see ``load`` and ``__call__``."""
 
     def __init__(
-        self, transformer: PixArtTransformer, t5: T5EncoderModel, tokenizer: Tokenizer, autoencoder: Autoencoder
+        self,
+        transformer: PixArtTransformer,
+        t5: T5EncoderModel | None,
+        tokenizer: Tokenizer | None,
+        autoencoder: Autoencoder,
+        t5_mark: T5Mark | None = None,
     ):
-        width, wanted = t5.config.d_model, transformer.config.caption_channels
-        if width != wanted:
+        """t5, tokenizer: None where all captions come from files. t5_mark: what caption files must be of, if known."""
+        wanted = transformer.config.caption_channels
+        if t5 is not None and t5.config.d_model != wanted:
             raise ValueError(
-                f"The text encoder is {width} wide, but the checkpoint was trained on captions of {wanted} "
+                f"The text encoder is {t5.config.d_model} wide, but the checkpoint was trained on captions of {wanted} "
                 "channels: the t5 setting must name the T5 that belongs to the checkpoint."
             )
         self.transformer, self.t5, self.tokenizer, self.autoencoder = transformer, t5, tokenizer, autoencoder
+        self.t5_mark = t5_mark
 
     @classmethod
     def load(
         cls,
         checkpoint: str | Path,
-        t5: str | Path,
+        t5: str | Path | None,
         vae: str | Path,
         *,
         device: str | torch.device = "cpu",
@@ -231,17 +226,21 @@ class PixArtPipeline:
     ) -> PixArtPipeline:
         """Read the three models, from files or folders.
 
+        t5: None leaves the text encoder out, for captions from files alone.
         tokenizer: a spiece.model, a tokenizer.json or a folder with one, for a T5 that brings none along.
         dtype: of transformer and T5; under float16 the autoencoder keeps float32, as SDXL's overflows.
         Raises ValueError when one of them is not what it should be or they do not belong together.
         """
-        transformer = load_transformer(checkpoint, dtype=dtype, device=device).requires_grad_(False)
-        file = open_t5(t5)
-        words = file.make_tokenizer() if tokenizer is None else read_tokenizer_path(Path(tokenizer))
-        encoder = load_transformers_t5(file, dtype=dtype, device=device)
+        opened = open_checkpoint(checkpoint)
+        transformer = load_transformer(opened, dtype=dtype, device=device).requires_grad_(False)
+        encoder = words = None
+        if t5 is not None:
+            file = open_t5(t5)
+            words = tokenizer_for(file, tokenizer)
+            encoder = load_transformers_t5(file, dtype=dtype, device=device)
         decoder_dtype = torch.float32 if dtype == torch.float16 else dtype
         autoencoder = load_autoencoder(vae, transformer.config.latent_scale, decoder_dtype, device)
-        return cls(transformer, encoder, words, autoencoder)
+        return cls(transformer, encoder, words, autoencoder, expected_t5(opened.metadata, checkpoint))
 
     @property
     def device(self) -> torch.device:
@@ -258,23 +257,32 @@ class PixArtPipeline:
         max_tokens: the end token included; the checkpoint's own limit where left out.
         clean: apply the training data's caption cleaning first, which α's official scripts do.
         """
+        if self.t5 is None:
+            raise ValueError("There is no text encoder to read a prompt: load one (t5), or give caption files alone.")
         limit = self.transformer.config.max_caption_tokens if max_tokens is None else max_tokens
-        texts = [clean_prompt(prompt) if clean else prompt for prompt in prompts]
-        encoded = [encode_prompt(self.tokenizer, text, limit) for text in texts]
-        rows = [list(e.ids) for e in encoded]
-        lengths = [len(row) for row in rows]
-        shape = (len(rows), max(lengths))
-        embeddings = torch.zeros(*shape, self.t5.config.d_model, device=self.device, dtype=self.dtype)
-        mask = torch.zeros(shape, device=self.device, dtype=torch.int64)
-        for length in sorted(set(lengths)):
-            group = [index for index, row in enumerate(rows) if len(row) == length]
-            ids = torch.tensor([rows[index] for index in group], device=self.t5.device)
-            hidden = self.t5(input_ids=ids).last_hidden_state  # (group, length, C)
-            embeddings[group, :length] = hidden.to(embeddings)
-            mask[group, :length] = 1
-        for warning in filter(None, map(warning_for, encoded)):
-            log.warning("%s", warning)
-        return Captions(embeddings, mask, tuple(lengths), tuple(e.lost_text for e in encoded))
+        captions = encode_prompts(self.t5, self.tokenizer, prompts, limit, clean)
+        return replace(
+            captions,
+            embeddings=captions.embeddings.to(self.device, self.dtype),
+            mask=captions.mask.to(self.device),
+        )
+
+    def read_caption(self, path: str | Path) -> Captions:
+        """One caption file in place of a prompt.
+
+        Raises ValueError when it is none, or when it is not of this checkpoint's encoder.
+        """
+        caption = load_caption(path)
+        width, wanted = caption.embedding.shape[1], self.transformer.config.caption_channels
+        if width != wanted:
+            raise ValueError(
+                f"{path}: The caption is {width} wide, but the checkpoint was trained on captions {wanted} wide. "
+                "Encode the prompt with the T5 that belongs to the checkpoint."
+            )
+        check_t5(self.t5_mark, caption.provenance(), "the checkpoint")
+        embedding = caption.embedding.to(self.device, self.dtype)
+        mask = caption.full_mask().to(self.device)
+        return Captions(embedding[None], mask[None], (caption.tokens,), ("",))
 
     @torch.no_grad()
     def sample(
@@ -343,8 +351,8 @@ class PixArtPipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
-        negative: str = "",
+        prompt: str | Sequence[str] | Captions,
+        negative: str | Captions = "",
         *,
         height: int | None = None,
         width: int | None = None,
@@ -352,14 +360,14 @@ class PixArtPipeline:
         clean: bool = False,
         **sampling,
     ) -> list[Image.Image]:
-        """One picture for each prompt; where left out, height and width are the checkpoint's own.
+        """One picture for each prompt or caption; where left out, height and width are the checkpoint's own.
 
         ``sampling`` is passed on to ``sample``: steps, cfg, seed, noise, sigmas, progress.
         """
         native = self.transformer.config.native_pixels
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        positive = self.encode(prompts, max_tokens, clean)
-        unwanted = self.encode([negative], max_tokens, clean)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        positive = prompts if isinstance(prompts, Captions) else self.encode(list(prompts), max_tokens, clean)
+        unwanted = negative if isinstance(negative, Captions) else self.encode([negative], max_tokens, clean)
         latents = self.sample(positive, unwanted, height=height or native, width=width or native, **sampling)
         pictures = (self.decode(latents) * 255).round().to(torch.uint8).cpu().numpy()
         return [Image.fromarray(picture) for picture in pictures]

@@ -9,6 +9,7 @@ import folder_paths
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 DEMO_KINDS = ("checkpoints", "text_encoders", "vae")
+CAPTIONS = "captions"
 
 CHECKPOINTS = ("checkpoints", "diffusion_models", "diffusers")
 TEXT_ENCODERS = ("text_encoders", "diffusers")
@@ -35,6 +36,12 @@ def register_demo() -> None:
     """Make the embedded demo one more folder of checkpoints, text encoders and VAEs, after the user's own."""
     for kind in DEMO_KINDS:
         folder_paths.add_model_folder_path(kind, str(DEMO))
+
+
+def register_captions() -> None:
+    """Make captions a kind of model for the host: models/captions, what extra_model_paths.yaml adds, the demo's."""
+    folder_paths.add_model_folder_path(CAPTIONS, os.path.join(folder_paths.models_dir, CAPTIONS))
+    folder_paths.add_model_folder_path(CAPTIONS, str(DEMO / CAPTIONS))
 
 
 def names(kinds: tuple[str, ...]) -> list[str]:

@@ -16,9 +16,11 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from ...pixart.checkpoint import Checkpoint, open_checkpoint, state_dict_to_save
 from ...pixart.checkpoint.fp8 import FLOAT8, kept_dtype
 from ...pixart.config import ALPHA, PixArtConfig
+from ...pixart.text.provenance import T5Mark, check_t5, expected_t5
 from ...pixart.transformer import PixArtTransformer
 from . import compat
 from .conds import PaddedCond
+from .diagnosis import explain, is_finite
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,20 @@ WEIGHT_DTYPES = {
     "fp16": torch.float16,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
+
+ENCODERS = {
+    512: "T5 small",
+    768: "CLIP-L and T5 base",
+    1024: "CLIP-H and T5 large",
+    1280: "CLIP-G",
+    2048: "SDXL's pair of CLIPs and T5 XL",
+    2304: "Gemma 2",
+    4096: "T5 XXL",
+}
+"""Whose features are how wide, for people who connected another text encoder."""
+
+ALIGNMENT = 64
+"""Bytes; what PyTorch allocates begins on a multiple of it, what lies in a file need not."""
 
 
 def host_attention(q, k, v, heads: int, mask=None, transformer_options=None) -> torch.Tensor:
@@ -66,17 +82,27 @@ class HostTransformer(PixArtTransformer):
 class PixArtModel(comfy.model_base.PixArt):
     """The host's PixArt model with our transformer inside, so that its LoRA maps and type checks apply."""
 
-    def __init__(self, model_config, facts: "CheckpointFacts", device=None):
+    def __init__(self, model_config, facts: CheckpointFacts, device=None):
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostTransformer
         )
         self.pixart = facts
+
+    def apply_model(self, x, *args, **kwargs):
+        """The host's, stopped with the layer at fault when the prediction is not finite: every later step,
+        and the picture, would be NaN."""
+        out = super().apply_model(x, *args, **kwargs)
+        if not is_finite(out):
+            again = super().apply_model
+            raise ValueError(explain(self, x, kwargs.get("c_crossattn"), lambda: again(x, *args, **kwargs)))
+        return out
 
     def extra_conds(self, **kwargs) -> dict:
         out = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
         caption = kwargs.get("cross_attn")
         if caption is not None:
             self.check_caption(caption)
+            check_t5(self.pixart.t5, kwargs.get("pixart_caption"), self.pixart.name)
             out["c_crossattn"] = PaddedCond(caption)
             out["caption_mask"] = PaddedCond(caption_mask(caption, kwargs.get("attention_mask")))
         if self.pixart.config.micro_condition:
@@ -110,11 +136,13 @@ class PixArtModel(comfy.model_base.PixArt):
 
     def check_caption(self, caption: torch.Tensor) -> None:
         expected = self.pixart.config.caption_channels
-        if caption.shape[-1] != expected:
+        width = caption.shape[-1]
+        if width != expected:
+            whose = f"; {width} is the width of {ENCODERS[width]}" if width in ENCODERS else ""
             raise ValueError(
-                f"The caption is {caption.shape[-1]} wide, but {self.pixart.name} was trained on captions {expected} "
-                "wide: the text encoder does not belong to this checkpoint. Encode the prompt with the T5 that it "
-                "was trained with (PixArtLoadT5; for the released checkpoints T5 v1.1 XXL)."
+                f"The caption is {width} wide, but {self.pixart.name} was trained on captions {expected} "
+                f"wide: the text encoder does not belong to this checkpoint{whose}. Encode the prompt with the T5 "
+                "that it was trained with (PixArtLoadT5; for the released checkpoints T5 v1.1 XXL)."
             )
 
 
@@ -137,12 +165,13 @@ def size_conds(kwargs: dict) -> dict:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What stays of a checkpoint file after its weights are in the model."""
+    """What stays of a checkpoint file after its weights are in the model; t5: the encoder that it names, if any."""
 
     name: str
     config: PixArtConfig
     evidence: tuple[str, ...]
     null_caption: torch.Tensor | None
+    t5: T5Mark | None = None
 
 
 class PixArtSupport:
@@ -195,13 +224,20 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
         model_config.quant_config = comfy.utils.detect_layer_quantization(checkpoint.quantised, "")
 
     null = checkpoint.state_dict.get("y_embedder.y_embedding")
-    facts = CheckpointFacts(checkpoint.path.name, config, checkpoint.evidence, None if null is None else null.clone())
+    facts = CheckpointFacts(
+        checkpoint.path.name,
+        config,
+        checkpoint.evidence,
+        None if null is None else null.clone(),
+        expected_t5(checkpoint.metadata, checkpoint.path),
+    )
     # On no device, since every parameter is replaced by the file's own tensor, not copied into. The layers of
     # quantised weights move what they are given to the device that they were made on.
     model = PixArtModel(model_config, facts, device=None if quantised else torch.device("meta")).eval()
     model.device = offload_device
     patcher = compat.core_patcher(model, load_device, offload_device, disable_dynamic)
-    state = weights_to_keep(checkpoint, dtype, compute)
+    in_use = dtype == compute and management.is_device_cpu(load_device)
+    state = weights_to_keep(checkpoint, dtype, compute, in_use)
     model.load_model_weights(state, "", assign=True)
     compat.archive_dtypes(model.diffusion_model)
     if not management.is_device_cpu(offload_device):
@@ -218,7 +254,8 @@ def choose_dtypes(checkpoint: Checkpoint, weight_dtype: str, device, supported) 
     stored = checkpoint.state_dict["blocks.0.attn.qkv.weight"].dtype
     dtype = WEIGHT_DTYPES[weight_dtype]
     if dtype is None and checkpoint.quantised:
-        dtype = stored
+        layer = next(name for name in checkpoint.quantised if name.endswith(".comfy_quant")).rpartition(".")[0]
+        dtype = checkpoint.state_dict[f"{layer}.weight"].dtype
     elif dtype is None:
         dtype = management.unet_dtype(
             model_params=sum(t.nelement() for t in checkpoint.state_dict.values()),
@@ -232,24 +269,29 @@ def choose_dtypes(checkpoint: Checkpoint, weight_dtype: str, device, supported) 
     return dtype, dtype if compute is None else compute
 
 
-def weights_to_keep(checkpoint: Checkpoint, dtype: torch.dtype, compute: torch.dtype) -> dict[str, torch.Tensor]:
+def weights_to_keep(
+    checkpoint: Checkpoint, dtype: torch.dtype, compute: torch.dtype, in_use: bool
+) -> dict[str, torch.Tensor]:
     """The transformer's weights as they are to lie in memory; those already of the right type stay in the file's pages.
 
     The pages are mapped privately: a weight that the host writes into, as when it adds a LoRA in place, is copied by
     the system, and the file stays as it is.
+    in_use: layers compute with the very tensors that are kept, neither moved to a card nor cast.
     """
-    keep_scaled = dtype in FLOAT8
+    scaled = checkpoint.quantised if dtype in FLOAT8 else {}
+    keep_mapped = compat.keeps_files_mapped()
     state = {}
     for name, tensor in checkpoint.state_dict.items():
-        kept = kept_dtype(name, dtype, compute)
-        layer = name.removesuffix(".weight")
-        if keep_scaled and f"{layer}.weight_scale" in checkpoint.quantised:
-            state[name] = tensor
+        if f"{name.removesuffix('.weight')}.weight_scale" in scaled:
+            kept = tensor
         else:
-            state[name] = checkpoint.tensor(name, kept)
-        if not compat.keeps_files_mapped() and state[name] is tensor:
-            state[name] = tensor.clone()
-    return state | (dict(checkpoint.quantised) if keep_scaled else {})
+            # Whoever scaled some matrices to fp8 left the others as they are for their precision.
+            kept = checkpoint.tensor(name, compute if scaled else kept_dtype(name, dtype, compute))
+        # The processor's matrix products round otherwise where numbers do not begin on such a boundary, so that two
+        # files of the same weights would not draw the same picture bit for bit.
+        is_aligned = kept.data_ptr() % ALIGNMENT == 0
+        state[name] = kept if kept is not tensor or (keep_mapped and (is_aligned or not in_use)) else kept.clone()
+    return state | dict(scaled)
 
 
 def pixart_model(patcher) -> PixArtModel:

@@ -15,6 +15,7 @@ from comfy import sd1_clip
 
 from ...pixart.text.encoder import T5File, open_t5
 from ...pixart.text.layout import FINAL_NORM, RELATIVE_BIAS
+from ...pixart.text.provenance import mark_t5, provenance
 from ...pixart.text.tokens import JsonTokenizer
 from . import compat
 
@@ -22,6 +23,9 @@ NAME = "t5xxl"
 """What the host calls PixArt's encoder whatever its size: LoRA maps and token dictionaries use it."""
 
 END, PAD = 1, 0
+
+PROVENANCE = "pixart_caption"
+"""Where a conditioning's dict says what was encoded and by which T5."""
 
 DTYPES = {
     "auto": None,
@@ -165,7 +169,7 @@ def load_clip(path: str, dtype: str = "auto", device: str = "auto", disable_dyna
         disable_dynamic=disable_dynamic,
     )
     assign_weights(clip, state if quantization else weights_to_keep(state, weight_dtype))
-    clip.cond_stage_model.pixart_t5 = file.identity
+    clip.cond_stage_model.pixart_t5 = mark_t5(file)
     compat.remember_loader(clip.patcher, load_clip_patcher, (path, dtype, device))
     return clip
 
@@ -222,3 +226,12 @@ def cut(clip, text: str, max_tokens: int) -> tuple[dict, int, str]:
     kept, end = pairs[: max_tokens - 1], pairs[-1]
     lost = [token for token, _ in pairs[max_tokens - 1 : -1] if isinstance(token, int)]
     return {NAME: [[*kept, end]]}, count, getattr(clip.tokenizer, NAME).tokenizer.decode(lost)
+
+
+def carried(clip, prompt: str, tokens: int) -> dict:
+    """What an encoded prompt tells of its making, for the conditioning's dict.
+
+    tokens: those that T5 read. A CLIP of the host's own loaders does not say which T5 it is.
+    """
+    mark = getattr(getattr(clip, "cond_stage_model", None), "pixart_t5", None)
+    return {PROVENANCE: provenance(prompt, tokens, mark)}

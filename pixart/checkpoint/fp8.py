@@ -29,8 +29,10 @@ _NEW_NAMES = {
 def kept_dtype(name: str, dtype: torch.dtype, compute: torch.dtype) -> torch.dtype:
     """The type to keep a transformer's tensor in, ``dtype`` having been asked for and ``compute`` being computed in.
 
-    Only the matrices of the blocks, 97 % of a released model, are kept in fp8. The rest is two dozen megabytes that
-    every token or every block passes through: modulation tables, embedders, biases and the last layer.
+    Only the matrices of the blocks, 97 % of a released model's numbers, are kept in fp8. The rest is 34 MB in half
+    precision that every token or every block goes through: modulation tables, embedders, biases and the last layer.
+    With all of it in fp8, six blocks of released width with random weights are 3.3 % off (root mean square of the
+    difference to fp32); the last layer alone makes that of the 0.6 % with it kept, and each of the others adds more.
     """
     if dtype not in FLOAT8:
         return dtype

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from .cleaning import clean_prompt
-from .tokens import Tokenizer, encode_prompt, warning_for
+from .tokens import JsonTokenizer, SentencePieceTokenizer, Tokenizer, encode_prompt, read_tokenizer, warning_for
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
+
+    from .encoder import T5File
 
 log = logging.getLogger(__name__)
 
@@ -60,3 +63,18 @@ def encode_prompts(
     for warning in filter(None, map(warning_for, encoded)):
         log.warning("%s", warning)
     return Captions(embeddings, mask, tuple(lengths), tuple(e.lost_text for e in encoded))
+
+
+def tokenizer_for(file: T5File, path: str | Path | None = None) -> Tokenizer:
+    """The tokenizer that came with an encoder, or that at ``path``: spiece.model, tokenizer.json or their folder.
+
+    Raises ValueError when there is none.
+    """
+    if path is None:
+        return file.make_tokenizer()
+    path = Path(path)
+    if path.is_dir():
+        return read_tokenizer(path)
+    if not path.is_file():
+        raise ValueError(f"No tokenizer at {path}: the tokenizer setting must name a file or a folder.")
+    return (JsonTokenizer if path.suffix == ".json" else SentencePieceTokenizer)(path.read_bytes())

@@ -15,13 +15,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..checkpoint.files import read_weights
 from ..checkpoint.sniff import SAFETENSORS, sniff
-from .provenance import T5Mark
+from .provenance import T5Mark, provenance
 
 FORMAT = "pixart-caption"
 VERSION = "1"
@@ -70,6 +71,14 @@ class Caption:
         """Real tokens."""
         return int(self.embedding.shape[0] if self.mask is None else self.mask.sum())
 
+    def full_mask(self) -> torch.Tensor:
+        """(L,), 1 at real tokens."""
+        return torch.ones(self.embedding.shape[0], dtype=torch.int64) if self.mask is None else self.mask
+
+    def provenance(self) -> dict[str, Any]:
+        """What goes with the caption through a graph."""
+        return provenance(self.prompt, self.tokens, self.t5)
+
 
 def save_caption(caption: Caption, path: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write a caption file; under its final name there is never half a file.
@@ -94,7 +103,7 @@ def save_caption(caption: Caption, path: str | Path, dtype: torch.dtype | None =
         tensors["mask"] = tensors["mask"].to(torch.uint8)
     partial = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex}.partial")
     try:
-        save_file(tensors, partial, metadata=metadata_of(caption, kept))
+        partial.write_bytes(save(tensors, metadata=metadata_of(caption, kept)))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -172,10 +181,15 @@ def check_values(values: Mapping[str, int | float]) -> None:
     if len(values) > MAX_VALUES:
         raise ValueError(f"There are {len(values)} values beside the caption, more than {MAX_VALUES}.")
     for name, value in values.items():
-        if not isinstance(name, str) or not _VALUE_NAME.fullmatch(name) or name in OBJECTS:
+        if not is_value_name(name):
             raise ValueError(f"A value is named {str(name)[:80]!r}, which is no name for a plain number.")
         if not is_number(value):
             raise ValueError(f"The value {name} is {str(value)[:40]!r}, not a finite number up to {MAX_NUMBER}.")
+
+
+def is_value_name(name: object) -> bool:
+    """Whether a number may go under this name."""
+    return isinstance(name, str) and bool(_VALUE_NAME.fullmatch(name)) and name not in OBJECTS
 
 
 def is_number(value: object) -> bool:
@@ -224,7 +238,8 @@ def _assemble(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) 
         values=_read_values(metadata.get("values", "{}")),
     )
     if metadata.get("tokens") != str(caption.tokens):
-        raise ValueError(f"The header speaks of {metadata.get('tokens', 'no')[:20]} tokens; there are {caption.tokens}.")
+        stated = metadata.get("tokens", "no")[:20]
+        raise ValueError(f"The header speaks of {stated} tokens, but there are {caption.tokens}.")
     if DTYPES.get(metadata.get("dtype", "")) != caption.embedding.dtype:
         stated = metadata.get("dtype", "no type")[:20]
         raise ValueError(f"The header speaks of {stated}, but embedding is stored as {_type(caption.embedding)}.")
@@ -249,7 +264,7 @@ def _header_length(path: Path) -> int:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
-        raise ValueError(f"The header announces {length} bytes; a caption's has at most {_MAX_HEADER}. Do not trust it.")
+        raise ValueError(f"The header should be {length} bytes long; a caption's has at most {_MAX_HEADER}.")
     return 8 + length
 
 

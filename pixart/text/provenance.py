@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,6 +96,17 @@ def may_be_same(expected: T5Mark, found: T5Mark) -> bool:
     return bool(expected.signs) if share is None else share >= AGREEMENT
 
 
+def expected_t5(metadata: Mapping[str, str], path: str | Path) -> T5Mark | None:
+    """The encoder that a checkpoint's metadata names; None where it names none, as released checkpoints do.
+
+    Raises ValueError, naming the file, for a name that is damaged.
+    """
+    try:
+        return T5Mark.from_metadata(metadata, CHECKPOINT_PREFIX)
+    except ValueError as error:
+        raise ValueError(f"{path}: The safetensors metadata is damaged: {error} Download the file again.") from error
+
+
 def check_t5(expected: T5Mark | None, provenance: Mapping[str, Any] | None, checkpoint: str) -> None:
     """Refuse a caption whose provenance names another encoder than ``checkpoint`` was trained with.
 
@@ -109,8 +121,11 @@ def check_t5(expected: T5Mark | None, provenance: Mapping[str, Any] | None, chec
     )
 
 
-def provenance(prompt: str, tokens: int, mark: T5Mark | None) -> dict[str, Any]:
-    """What a caption carries with it through a graph: plain values alone, so that any tool can copy and print it."""
+def provenance(prompt: str | None, tokens: int, mark: T5Mark | None) -> dict[str, Any]:
+    """What a caption carries with it through a graph: plain values alone, so that any tool can copy and print it.
+
+    prompt: None where it is not known.
+    """
     named = {"t5": mark.identity, "t5_signs": mark.signs, "t5_config": mark.config} if mark else {}
     return {"prompt": prompt, "tokens": tokens, **named}
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from pixart.checkpoint import load_transformer
 from pixart.pipeline import load_autoencoder
 from pixart.text.encoder import load_transformers_t5, open_t5
+from pixart.text.provenance import mark_t5
 from pixart.training.demo import autoencoder, diffusion, export, text
 from pixart.training.demo.latents import CONTRAST
 from pixart.training.demo.run import Resumable
@@ -57,9 +58,9 @@ def run(stage, out, stop=STEPS):
 @pytest.fixture(scope="module")
 def small_steps():
     """One step of each phase with fewer tokens than the published demo was trained with; the rest is the recipe's."""
-    first, last = (dataclasses.replace(phase, steps=1, tokens=256) for phase in diffusion.PHASES)
+    phases = tuple(dataclasses.replace(phase, steps=1, tokens=256) for phase in diffusion.PHASES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diffusion, "PHASES", (first, last))
+        patch.setattr(diffusion, "PHASES", phases)
         yield
 
 
@@ -102,7 +103,11 @@ def test_exported_transformer_carries_what_released_files_carry(exported):
     # token 1 of the first row is at column coordinate 1 / (8 / 8) / 0.25 = 4, row coordinate 0
     assert tensors["pos_embed"][0, 1, 0].item() == pytest.approx(torch.tensor(4.0).sin().item(), abs=1e-3)
     assert tensors["pos_embed"][0, 1, 108].item() == 0.0
+    mark = mark_t5(open_t5(exported[0] / export.ENCODER))
     assert metadata(exported[0] / export.TRANSFORMER) == {
+        "pixart.t5_identity": mark.identity,
+        "pixart.t5_signs": mark.signs,
+        "pixart.t5_config": str(mark.config),
         "pixart.family": "sigma",
         "pixart.num_heads": "3",
         "pixart.base_size": "8",

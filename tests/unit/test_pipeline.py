@@ -32,7 +32,7 @@ from pixart.pipeline import (
 from pixart.training.demo import text
 from pixart.training.demo.autoencoder import to_taesd
 from pixart.training.initialise import initialise
-from pixart.training.noise import NoiseSchedule
+from pixart.noise import NoiseSchedule
 from pixart.transformer import PixArtTransformer
 
 SIGMA = PixArtConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-STAGES = ("text", "encoder", "decoder", "diffusion")
+STAGES = ("text", "encoder", "decoder", "diffusion", "alpha")
 
 
 def main() -> None:
@@ -27,6 +27,10 @@ def main() -> None:
         from . import diffusion
 
         diffusion.train(args.out, args.seed, args.steps or diffusion.STEPS)
+    elif args.stage == "alpha":
+        from . import alpha
+
+        alpha.train(args.out, args.seed, args.steps or alpha.ALPHA_PHASE.steps)
 
 
 if __name__ == "__main__":

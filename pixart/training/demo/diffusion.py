@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from torchvision.utils import save_image
 from ...config import PixArtConfig
 from ...transformer import PixArtTransformer
 from ..initialise import initialise
-from ..noise import NoiseSchedule
+from ...noise import NoiseSchedule
 from . import text
-from .captions import random_caption, random_scene
+from .captions import Scene, random_caption, random_scene
 from .drawing import draw, place
 from .judge import mistakes
 from .latents import COLOUR_CENTRE, COLOUR_SPREAD, CONTRAST, teacher_latents
@@ -63,10 +64,12 @@ class Phase:
 LAYOUT = (550, 1000)
 PHASES = (
     Phase(2500, ((1.0, (SMALL,)),), 512, layout=0.75),
-    Phase(3000, ((0.75, (NATIVE,)), (0.15, WIDE), (0.10, LARGE)), 2048, layout=0.5),
+    Phase(1250, ((0.75, (NATIVE,)), (0.15, WIDE), (0.10, LARGE)), 2048, layout=0.5),
+    Phase(1500, ((0.75, (NATIVE,)), (0.15, WIDE), (0.10, LARGE)), 2048, layout=0.0),
 )
 """As PixArt itself was trained: small pictures first, where a step is cheap and captions find their meaning,
-then the native size, its other shapes, and some pictures of the next size. The position grid covers the same
+then the native size, its other shapes, and some pictures of the next size; and when the layout is known, all
+timesteps alike, for the outlines. The position grid covers the same
 range at every size, so that what was learned small holds.
 """
 
@@ -106,15 +109,26 @@ def schedule(step: int, steps: int, warmup: int = 150, decay: float = 0.25) -> f
 class DiffusionTask:
     """Noise prediction; a caption is dropped one time in ten so that guidance has its null."""
 
+    name = "diffusion"
+    contrast = CONTRAST
+
     def __init__(self, out: Path, seed: int, steps: int, learning_rate: float = 1.2e-3):
         self.rng, self.steps, self.learning_rate, self.out = seeded(seed), steps, learning_rate, out
         self.noise = NoiseSchedule()
         self.tokenizer, self.encoder = text.load(out)
-        self.model = initialise(PixArtTransformer(CONFIG))
-        self.model.y_embedder.y_embedding.copy_(self.encode([""])[0][0, 0])
+        self.model = self.first_model()
         self.ema = Ema(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0)
-        self.weight = self.noise.layout_weights(CONTRAST)
+        self.weight = self.noise.layout_weights(self.contrast)
+
+    def first_model(self) -> PixArtTransformer:
+        """The model before its first step; Σ's null caption is the empty text, at whatever length it is read."""
+        model = initialise(PixArtTransformer(CONFIG))
+        model.y_embedder.y_embedding.copy_(self.encode([""])[0][0, 0])
+        return model
+
+    def phase(self, index: int) -> Phase:
+        return phase_of(index)
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,19 +136,18 @@ class DiffusionTask:
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
     def step(self, index: int) -> dict[str, float]:
-        phase = phase_of(index)
+        phase = self.phase(index)
         height, width = phase.size(self.rng)
         batch = max(1, round(phase.tokens * 256 / (height * width)))
         scenes, captions = zip(*(random_caption(self.rng) for _ in range(batch)), strict=True)
-        captions = ["" if self.rng.random() < 0.1 else caption for caption in captions]
-        pictures = draw([place(scene, height, width, self.rng) for scene in scenes], height, width)
-        latents = teacher_latents(pictures) * CONTRAST
-        caption, mask = self.encode(captions)
+        caption, mask = self.captions_or_null(list(captions))
+        pictures, conditions = self.pictures(scenes, height, width)
+        latents = teacher_latents(pictures) * self.contrast
 
         t = torch.randint(0, 1000, (batch,))
         t = torch.where(torch.rand(batch) < phase.layout, torch.randint(*LAYOUT, (batch,)), t)
         noise = torch.randn_like(latents)
-        predicted = self.model(self.noise.add(latents, noise, t), t, caption, mask)
+        predicted = self.model(self.noise.add(latents, noise, t), t, caption, mask, **conditions)
         error = (predicted - noise).pow(2).mean(dim=(1, 2, 3))
         loss = (error * self.weight[t]).mean()
 
@@ -147,17 +160,34 @@ class DiffusionTask:
         self.ema.update(self.model, index)
         return {"loss": loss.item(), "error": error.mean().item(), "norm": norm.item()}
 
+    def captions_or_null(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoded captions and their mask, one in ten replaced by the null caption."""
+        return self.encode(["" if self.rng.random() < 0.1 else caption for caption in captions])
+
+    def pictures(self, scenes: Sequence[Scene], height: int, width: int) -> tuple[torch.Tensor, dict]:
+        """Pictures of the scenes, and what the model is told beside the caption."""
+        return draw([place(scene, height, width, self.rng) for scene in scenes], height, width), {}
+
+    def null(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The null caption for guidance, ``count`` times, and its mask."""
+        return self.encode([""] * count)
+
     @torch.no_grad()
     def sample(self, captions: list[str], height: int, width: int, seed: int, cfg: float = 4.5) -> torch.Tensor:
         """Latents for the captions: the average model, DPM-Solver++, 20 steps."""
         model = self.ema.average
-        caption, mask = self.encode([*captions, *[""] * len(captions)])
+        count = len(captions)
+        caption, mask = (
+            torch.cat([pad_tokens(a, length), pad_tokens(b, length)])
+            for a, b in zip(self.encode(captions), self.null(count), strict=True)
+            for length in (max(a.shape[1], b.shape[1]),)
+        )
         scheduler = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
         scheduler.set_timesteps(20)
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(len(captions), 4, height // 8, width // 8, generator=generator)
+        x = torch.randn(count, 4, height // 8, width // 8, generator=generator)
         for t in scheduler.timesteps:
-            positive, negative = model(torch.cat([x, x]), t.expand(2 * len(x)), caption, mask).chunk(2)
+            positive, negative = model(torch.cat([x, x]), t.expand(2 * count), caption, mask).chunk(2)
             x = scheduler.step(negative + cfg * (positive - negative), t, x).prev_sample
         return x
 
@@ -168,22 +198,28 @@ class DiffusionTask:
         latents = self.sample([scene.caption() for scene in scenes], *NATIVE, seed=1)
         pictures = self.decode(latents).clamp(0, 1)
         wrong = [mistakes(scene, picture) for scene, picture in zip(scenes, pictures, strict=True)]
-        save_image(pictures, self.out / f"preview-{step:06d}.png", nrow=8)
+        save_image(pictures, self.out / f"{self.name}-{step:06d}.png", nrow=8)
         tally = {name: sum(name in w for w in wrong) for name in ("colour", "background", "position", "shape", "size")}
-        with (self.out / "preview.log").open("a") as file:
+        with (self.out / f"{self.name}-previews.log").open("a") as file:
             file.write(f"step {step}: {sum(not w for w in wrong)} of {count} right; wrong: {tally}\n")
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         from diffusers import AutoencoderTiny
 
-        latents = latents / CONTRAST
+        latents = latents / self.contrast
         path = self.out / "autoencoder-decoder.state.pt"
         if not path.exists():
             cells = latents[:, :3] * COLOUR_SPREAD + COLOUR_CENTRE
             return nn.functional.interpolate(cells, scale_factor=8, mode="bilinear")
-        decoder = AutoencoderTiny().decoder
+        with torch.random.fork_rng():  # its first weights must not use up the training's random numbers
+            decoder = AutoencoderTiny().decoder
         decoder.load_state_dict(torch.load(path, weights_only=True)["model"])
         return (decoder(latents) + 1) / 2
+
+
+def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """(B, L, …) → (B, length, …), zeros after the end."""
+    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], length - tensor.shape[1], *tensor.shape[2:])], dim=1)
 
 
 def train(out: Path, seed: int, steps: int) -> None:

@@ -20,6 +20,8 @@ from safetensors.torch import save
 from ...checkpoint import config_metadata
 from ...config import PixArtConfig
 from ...embeddings import position_grid
+from ...text.encoder import open_t5
+from ...text.provenance import CHECKPOINT_PREFIX, mark_t5
 from . import autoencoder
 from .diffusion import CONFIG
 from .latents import CONTRAST
@@ -153,7 +155,10 @@ def export(out: Path, demo: Path) -> dict:
         )
     demo.mkdir(parents=True, exist_ok=True)
     figures: dict = {"stages": {stage: stage_figures(out, stage) for stage in STAGES}, "files": {}}
-    for name, (tensors, metadata) in parts.items():
+    for name in (ENCODER, TRANSFORMER, AUTOENCODER):
+        tensors, metadata = parts[name]
+        if name == TRANSFORMER:  # names the encoder it was trained with, so that another's captions are refused
+            metadata |= mark_t5(open_t5(demo / ENCODER)).metadata(CHECKPOINT_PREFIX)
         write_safetensors(demo / name, tensors, metadata)
         data = (demo / name).read_bytes()
         figures["files"][name] = {

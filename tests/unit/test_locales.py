@@ -1,0 +1,201 @@
+"""Translations and help pages say what the nodes say, in every language."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tools import locales
+from tools.schemas import SchemaError, Slot, read_nodes
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = read_nodes(ROOT / "nodes")
+ENGLISH = locales.english(NODES)
+LANGUAGES = ("de", "en", "es", "fr", "ja", "ko", "zh", "zh-TW")
+OTHERS = tuple(language for language in LANGUAGES if language != "en")
+CJK = ("ja", "ko", "zh", "zh-TW")
+PURE_NAMES = {"CLIP", "Latent", "PixArt"}
+"""Strings that people who read Chinese, Japanese or Korean see in ComfyUI in Latin letters as well."""
+
+MESSAGE_SYNTAX = re.compile(r"[{}@|]")
+"""What vue-i18n takes for placeholders, linked messages and plural forms instead of text."""
+
+KEPT = re.compile(
+    r"\b(?:models/\w+|KSampler|ComfyUI|CLIP|T5|safetensors|diffusers|auto|cpu|fp(?:8|16|32)|pixart|LCM|UHD)\b"
+    r"|PixArt-[αΣ]|\.pth|\(word:1\.2\)|%year%"
+)
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)*(?![\d])")
+
+PAGES = {"en": "## Inputs", "zh": "## 输入"}
+
+
+def translation(language: str) -> dict[tuple[str, ...], str]:
+    return dict(locales.strings(locales.read(language)))
+
+
+def name_of(path: tuple[str, ...]) -> str:
+    return ".".join(path)
+
+
+def test_the_nodes_are_found():
+    assert {"PixArtLoadCheckpoint", "PixArtLoadT5", "PixArtTextEncode"} <= set(ENGLISH)
+
+
+def test_every_language_has_its_folder():
+    assert locales.languages() == list(LANGUAGES)
+
+
+def test_english_is_what_the_schemas_say():
+    assert locales.read("en") == ENGLISH, "python3 tools/locales.py writes it anew"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nothing_is_untranslated_and_nothing_is_stale(language):
+    untranslated, stale = locales.compare(ENGLISH, locales.read(language))
+    assert (untranslated, stale) == ([], [])
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_sentences_are_not_english(language):
+    words, found = dict(locales.strings(ENGLISH)), translation(language)
+    sentences = [path for path in words if path[-1] != "name"]
+    assert [name_of(path) for path in sentences if found[path] == words[path]] == []
+
+
+@pytest.mark.parametrize("language", CJK)
+def test_cjk_strings_hold_their_script(language):
+    plain = {name_of(path): text for path, text in translation(language).items() if text.isascii()}
+    assert {path: text for path, text in plain.items() if text not in PURE_NAMES} == {}
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_numbers_values_and_folders_survive_translation(language):
+    found = translation(language)
+    lost = {}
+    for path, text in locales.strings(ENGLISH):
+        if path[-1] in ("tooltip", "description"):
+            kept = {*KEPT.findall(text), *NUMBER.findall(text)}
+            missing = sorted(word for word in kept if word not in found[path])
+            lost |= {name_of(path): missing} if missing else {}
+    assert lost == {}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_front_end_takes_every_string_literally(language):
+    main = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))
+    every = {**translation(language), **dict(locales.strings(main))}
+    assert {name_of(path): text for path, text in every.items() if MESSAGE_SYNTAX.search(text)} == {}
+    assert {name_of(path) for path, text in every.items() if text != text.strip()} == set()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_only_the_packs_own_category_is_named(language):
+    """ComfyUI's own words for loaders, conditioning and latent would be overwritten for all other nodes."""
+    main = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))
+    assert main == {"nodeCategories": {"PixArt": "PixArt"}}
+
+
+@pytest.mark.parametrize("language", PAGES)
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_a_help_page_explains_every_input_and_output(node, language):
+    page = (locales.DOCS / node.node_id / f"{language}.md").read_text(encoding="utf-8")
+    labels = locales.read(language)[node.node_id]
+    assert page.startswith(f"# {labels['display_name']}\n")
+    assert PAGES[language] in page
+    rows = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    names = [entry.name for entry in node.inputs]
+    assert rows[: len(names)] == names
+    assert len(rows) == len(names) + len(node.outputs)
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_other_languages_fall_back_to_the_english_page(node):
+    fallback = (locales.DOCS / f"{node.node_id}.md").read_bytes()
+    assert fallback == (locales.DOCS / node.node_id / "en.md").read_bytes(), "python3 tools/locales.py copies it anew"
+
+
+def test_no_help_page_is_for_a_node_that_is_gone():
+    assert {page.stem for page in locales.DOCS.glob("*.md")} == set(ENGLISH)
+    assert {folder.name for folder in locales.DOCS.iterdir() if folder.is_dir()} == set(ENGLISH)
+
+
+@pytest.mark.parametrize("language", PAGES)
+def test_help_pages_name_nodes_that_exist(language):
+    named = set()
+    for page in locales.DOCS.glob(f"*/{language}.md"):
+        named |= set(re.findall(r"\bPixArt[A-Z]\w+", page.read_text(encoding="utf-8")))
+    assert named - set(ENGLISH) == set()
+
+
+SOURCE = '''
+from .words import WIDTH, size
+
+TAIL = "in pixels."
+
+def batch(name="batch_size"):
+    """One more."""
+    return io.Int.Input(name, tooltip=f"How many {TAIL}")
+
+class Node(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Node", display_name="A " "Node", description="Does it.",
+            inputs=[io.Combo.Input("files", options=list_files(), tooltip="Any."), *size("Height " + TAIL), batch()],
+            outputs=[io.Model.Output(tooltip="It."), io.Int.Output(display_name="w", tooltip=WIDTH)],
+        )
+'''
+WORDS = '''
+WIDTH: str = "Width."
+
+def size(tip, name="height"):
+    return [io.Int.Input("width", tooltip=WIDTH), io.Int.Input(name, tooltip=tip)]
+'''
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "node.py").write_text(SOURCE)
+    (tmp_path / "words.py").write_text(WORDS)
+    return tmp_path
+
+
+def test_schemas_are_read_through_constants_functions_and_imports(source):
+    (node,) = read_nodes(source)
+    assert (node.node_id, node.display_name, node.description) == ("Node", "A Node", "Does it.")
+    assert node.inputs == (
+        Slot("files", "Any."),
+        Slot("width", "Width."),
+        Slot("height", "Height in pixels."),
+        Slot("batch_size", "How many in pixels."),
+    )
+    assert node.outputs == (Slot(None, "It."), Slot("w", "Width."))
+    outputs = {"0": {"tooltip": "It."}, "1": {"name": "w", "tooltip": "Width."}}
+    assert locales.english([node])["Node"]["outputs"] == outputs
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('tooltip="Any."', 'tooltip=help_for("files")', "line 15: tooltip must be .* found an expression"),
+        ('tooltip="Any."', 'default="x"', "line 15: tooltip must be .* found nothing"),
+        ('"Does it."', '"  "', "line 13: description must be .* found '  '"),
+        ("*size(", "*more_sizes(", "line 13: inputs of the schema cannot be read"),
+        ("return io.Schema(", "return make_schema(", "define_schema must end in"),
+    ],
+    ids=["made by a function elsewhere", "no tooltip", "blank", "list made elsewhere", "schema made elsewhere"],
+)
+def test_a_word_that_cannot_be_read_is_an_error_with_its_line(source, old, new, message):
+    assert old in SOURCE
+    (source / "node.py").write_text(SOURCE.replace(old, new))
+    with pytest.raises(SchemaError, match=message):
+        read_nodes(source)
+
+
+def test_missing_blank_and_stale_keys_are_told_apart():
+    expected = {"Node": {"display_name": "A", "inputs": {"x": {"name": "x"}}}}
+    found = {"Node": {"display_name": " ", "inputs": {"y": {"name": "y"}}}}
+    assert locales.compare(expected, found) == (["Node.display_name", "Node.inputs.x.name"], ["Node.inputs.y.name"])
