@@ -21,12 +21,12 @@ from tqdm import tqdm
 from transformers import T5EncoderModel
 
 from .checkpoint import load_transformer, open_checkpoint
+from .noise import NoiseSchedule
 from .text.batch import Captions, encode_prompts, tokenizer_for
 from .text.captions import load_caption
 from .text.encoder import load_transformers_t5, open_t5
 from .text.provenance import T5Mark, check_t5, expected_t5
 from .text.tokens import Tokenizer
-from .noise import NoiseSchedule
 from .transformer import PixArtTransformer
 
 PIXELS = 8

@@ -39,9 +39,8 @@ def register_demo() -> None:
 
 
 def register_captions() -> None:
-    """Make captions a kind of model for the host: models/captions, what extra_model_paths.yaml adds, the demo's."""
+    """Make captions a kind of model for the host: models/captions, and what extra_model_paths.yaml adds."""
     folder_paths.add_model_folder_path(CAPTIONS, os.path.join(folder_paths.models_dir, CAPTIONS))
-    folder_paths.add_model_folder_path(CAPTIONS, str(DEMO / CAPTIONS))
 
 
 def names(kinds: tuple[str, ...]) -> list[str]:

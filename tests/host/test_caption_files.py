@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +24,9 @@ from pixart.text.provenance import mark_t5
 from pixart.training.demo.text import train_tokenizer
 from pixart.training.initialise import initialise
 from pixart.transformer import PixArtTransformer
+from tools.comfyui import HostError
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a small red star on the left, blue background"
 PROMPTS = [PROMPT, "a circle", "a large yellow square", "a green triangle at the top", "a star"]
 WIDTH = 64
@@ -420,3 +423,33 @@ def test_a_graph_with_loaded_captions_builds_no_t5(graph_host):
 
     first, second = (graph_host.folders.output / f"latent_{number:05}_.latent" for number in (1, 2))
     assert torch.equal(load_file(first)["latent_tensor"], load_file(second)["latent_tensor"])
+
+
+def workflow(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_two_workflows_draw_what_text_to_image_draws(client, server):
+    saving = client.run(workflow("offline_captions_save"))
+    assert saving.error is None
+    assert saving.outputs["4"]["text"] == ["captions/star_00001_.safetensors [output] (12 tokens, 128 wide)"]
+    names = client.object_info("PixArtLoadCaption")["PixArtLoadCaption"]["input"]["required"]["caption_name"]
+    offered = names[0] if isinstance(names[0], list) else names[1]["options"]
+    assert {"captions/star_00001_.safetensors [output]", "captions/empty_00001_.safetensors [output]"} <= set(offered)
+
+    loading = client.run(workflow("offline_captions"))
+    assert loading.error is None
+    assert [text for node, text in loading.texts if "star" in text][-1].endswith(f"12 tokens: “{PROMPT}”")
+    assert client.run(workflow("offline_captions")).executed == []
+    os.utime(server.base / "output" / "captions" / "star_00001_.safetensors")
+    assert client.run(workflow("offline_captions")).executed[0] == "3"
+    direct = client.run(workflow("text_to_image"))
+    (first,), (second,) = client.images(loading, "8"), client.images(direct, "9")
+    assert first.tobytes() == second.tobytes()
+
+
+def test_a_workflow_cannot_name_a_file_outside(client):
+    graph = workflow("offline_captions")
+    graph["3"]["inputs"]["caption_name"] = "../../etc/passwd [output]"
+    with pytest.raises(HostError, match=r"PixArtLoadCaption \(3\): .*'../../etc/passwd \[output\]' not in"):
+        client.run(graph)

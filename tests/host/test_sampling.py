@@ -18,7 +18,11 @@ def workflow() -> dict:
 
 
 def test_every_workflow_for_scripts_runs(client):
-    for file in sorted((ROOT / "workflows" / "api").glob("*.json")):
+    files = sorted((ROOT / "workflows" / "api").glob("*.json"))
+    assert files
+    for file in files:
+        if file.stem.startswith("offline_captions"):
+            continue  # these need each other's files: test_caption_files.py runs them in order
         result = client.run(json.loads(file.read_text(encoding="utf-8")))
         assert result.error is None, (file.name, result.error)
 

@@ -20,6 +20,7 @@ from pixart import pipeline as module
 from pixart.__main__ import main
 from pixart.checkpoint import config_metadata
 from pixart.config import PixArtConfig
+from pixart.noise import NoiseSchedule
 from pixart.pipeline import (
     Captions,
     PixArtPipeline,
@@ -32,7 +33,6 @@ from pixart.pipeline import (
 from pixart.training.demo import text
 from pixart.training.demo.autoencoder import to_taesd
 from pixart.training.initialise import initialise
-from pixart.noise import NoiseSchedule
 from pixart.transformer import PixArtTransformer
 
 SIGMA = PixArtConfig(

@@ -15,9 +15,9 @@ from torch import nn
 from torchvision.utils import save_image
 
 from ...config import PixArtConfig
+from ...noise import NoiseSchedule
 from ...transformer import PixArtTransformer
 from ..initialise import initialise
-from ...noise import NoiseSchedule
 from . import text
 from .captions import Scene, random_caption, random_scene
 from .drawing import draw, place
