@@ -83,7 +83,8 @@ def test_prompt_weights_change_only_the_weighted_words(clip):
     same = encode(clip, "a (red:1.0) star, blue background")
     heavy = encode(clip, "a (red:1.5) star, blue background")
     assert torch.equal(plain, same)
-    changed = (plain - heavy).abs().amax(dim=-1)[0] > 1e-6
+    # The host encodes a weighted prompt beside an empty one, and a batch of two rounds a little differently.
+    changed = (plain - heavy).abs().amax(dim=-1)[0] > 1e-4
     assert 1 <= changed.sum() <= 2  # "red", which may be two pieces
 
 
