@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension
 
-from . import caption_files, captions, checkpoint, resolution
+from . import (
+    caption_files,
+    captions,
+    checkpoint,
+    resolution,
+)
 from .host import folders
 
-NODES = [*checkpoint.NODES, *captions.NODES, *caption_files.NODES, *resolution.NODES]
+NODES = [
+    *checkpoint.NODES,
+    *captions.NODES,
+    *caption_files.NODES,
+    *resolution.NODES,
+]
 
 
 class PixArtExtension(ComfyExtension):
