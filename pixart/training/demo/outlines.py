@@ -16,7 +16,7 @@ from ...transformer import PixArtTransformer
 from .diffusion import CONFIG, LARGE, NATIVE, WIDE, DiffusionTask, Phase, average_of
 from .run import Resumable
 
-OUTLINE_PHASE = Phase(6000, ((0.8, (NATIVE,)), (0.08, WIDE), (0.12, LARGE)), 2048, layout=0.5)
+OUTLINE_PHASE = Phase(4000, ((0.8, (NATIVE,)), (0.08, WIDE), (0.12, LARGE)), 2048, layout=0.5)
 LEARNING_RATE = 6e-4
 
 
