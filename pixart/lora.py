@@ -278,7 +278,7 @@ class _Scales:
         return 1.0
 
     def describe(self) -> str:
-        return "; ".join(self.used)
+        return "; ".join(rule for rule, _ in self.used.most_common())
 
 
 def _stated_config(metadata: Mapping[str, str]) -> tuple[dict[str, Any], str] | None:

@@ -49,7 +49,7 @@ _DIALECTS = (
     (r"(transformer\.)?base_model\.model\.", "PEFT (base_model.model.…)"),
     (r"transformer\.", "diffusers/PEFT (transformer.…)"),
     (r"(model\.)?diffusion_model\.", "ComfyUI (diffusion_model.…)"),
-    (r"(blocks|x_embedder|t_embedder|t_block|y_embedder|final_layer)\b", "original PixArt names"),
+    (r"(blocks|[xty]_embedder|csize_embedder|ar_embedder|t_block|final_layer)\b", "original PixArt names"),
     (r"", "diffusers' names without a prefix"),
 )
 

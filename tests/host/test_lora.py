@@ -202,17 +202,16 @@ def test_the_hosts_own_loader_gives_the_same_where_it_knows_the_dialect(manifest
     assert distance(predict(base), predict(ours)) > 1e-2
 
 
-def sample(patcher, positive) -> torch.Tensor:
+def sample(patcher, positive, negative) -> torch.Tensor:
     import comfy.sample
 
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
-    negative = [[torch.zeros(1, 2, 32), {}]]
     zeros = torch.zeros_like(noise)
     return comfy.sample.sample(patcher, noise, 3, 4.0, "euler", "normal", positive, negative, zeros, seed=3)
 
 
 def test_the_hosts_scheduled_loras_work_beside_ours(host, base, lora_folder):
-    """A hook on the whole run is the LoRA itself; one that is keyed to half of it lies between."""
+    """A hook over the whole run is the LoRA itself, one of strength 0 is none, one that ends half-way is neither."""
     import comfy.hooks
     from comfy_extras.nodes_hooks import CreateHookLora
 
@@ -220,22 +219,24 @@ def test_the_hosts_scheduled_loras_work_beside_ours(host, base, lora_folder):
     tiny_file(ONETRAINER, lora_folder / "ours.safetensors", alpha=1.0)
     ours = host["lora"].load_lora(base, None, str(lora_folder / "ours.safetensors"), 1.0, 0.0)[0]
     both = host["lora"].load_lora(ours, None, str(lora_folder / "hooked.safetensors"), 1.0, 0.0)[0]
-    caption = [[torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1)), {}]]
-    (hooks,) = CreateHookLora().create_hook("hooked.safetensors", 1.0, 0.0)
+    generator = torch.Generator().manual_seed(1)
+    captions = [[[torch.randn(1, tokens, 32, generator=generator), {}]] for tokens in (5, 2)]
 
-    def negative_too(hooks):
-        return comfy.hooks.set_hooks_for_conditioning(caption, hooks)
+    def scheduled(*keyframes: tuple[float, float]):
+        (hooks,) = CreateHookLora().create_hook("hooked.safetensors", 1.0, 0.0)
+        group = comfy.hooks.HookKeyframeGroup()
+        for start, strength in keyframes:
+            group.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=start))
+        hooks.set_keyframes_on_hooks(group)
+        return sample(ours, *(comfy.hooks.set_hooks_for_conditioning(caption, hooks) for caption in captions))
 
-    plain, whole = sample(ours, caption), sample(ours, negative_too(hooks))
-    assert distance(plain, whole) > 1e-2
-    # The negative has no hook, so only the positive's prediction equals that of the model with both.
-    keyed = copy.copy(hooks)
-    keyed = hooks.clone()
-    keyframes = comfy.hooks.HookKeyframeGroup()
-    keyframes.add(comfy.hooks.HookKeyframe(strength=0.0, start_percent=0.0))
-    keyed.set_keyframes_on_hooks(keyframes)
-    assert distance(plain, sample(ours, negative_too(keyed))) <= 1e-5
-    assert distance(predict(ours), predict(both)) > 1e-3
+    plain, patched = sample(ours, *captions), sample(both, *captions)
+    scale = plain.abs().max().item()
+    assert distance(plain, patched) > 1e-2 * scale
+    assert distance(scheduled((0.0, 1.0)), patched) <= 1e-5 * scale
+    assert distance(scheduled((0.0, 0.0)), plain) <= 1e-5 * scale
+    half = scheduled((0.0, 1.0), (0.5, 0.0))
+    assert min(distance(half, plain), distance(half, patched)) > 1e-4 * scale
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +336,8 @@ def test_the_report_names_kind_rank_alpha_and_what_has_no_place(node_classes, ba
     metadata = {"pixart_trigger": "a sks star", "pixart_base_sha": "0123456789abcdef0123", "pixart_steps": "300"}
     save_file(tensors, lora_folder / "l.safetensors", metadata=metadata)
     model, clip, report = node_classes["PixArtLoadLora"].execute(base, "l.safetensors", 0.5, 1.0).args
-    assert report.split("\n") == [
+    lines = report.split("\n")
+    assert lines == [
         "l.safetensors: OneTrainer (lora_transformer_…), original PixArt names, LoRA",
         "rank 2 to 4, alpha 2 to 3 (scale 0.75 to 1): the alpha tensors in the file; alpha = rank, since neither the "
         "file nor its metadata states one",
