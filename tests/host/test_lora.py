@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from importlib import import_module
 from pathlib import Path
 
@@ -111,6 +112,47 @@ def test_every_dialect_draws_as_the_merged_weights_do(manifest, host, base, tmp_
     merged = host["model"].load_model(merged_file(tmp_path / "m.safetensors", random_state(), lora))
     assert distance(predict(patched), predict(merged)) <= 1e-5
     assert distance(predict(patched), predict(base)) > 1e-2
+
+
+def test_a_file_of_peft_draws_as_diffusers_and_peft_do(host, tmp_path):
+    """The model in the host, beside diffusers' own with peft's own adapter on it: the same file, the same forward."""
+    diffusers, peft = pytest.importorskip("diffusers"), pytest.importorskip("peft")
+    torch.manual_seed(2)
+    reference = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=72, num_layers=2, cross_attention_dim=144, caption_channels=32,
+        sample_size=64, interpolation_scale=1, use_additional_conditions=False,
+    ).eval()  # fmt: skip
+    state = to_original(reference.state_dict())
+    config = dataclasses.replace(TINY, base_size=32, pe_interpolation=1.0, null_caption=False)
+    base = host["model"].load_model(write(tmp_path / "b.safetensors", state, config))
+    targets = [
+        "to_k",
+        "to_q",
+        "to_v",
+        "to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "proj",
+        "linear",
+        "linear_1",
+        "linear_2",
+    ]
+    wrapped = peft.get_peft_model(reference, peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets))
+    for name, value in wrapped.named_parameters():
+        if "lora_" in name:
+            value.data.add_(torch.randn_like(value) * 0.05)
+    wrapped.save_pretrained(tmp_path)
+    patched, _, report = host["lora"].load_lora(base, None, str(tmp_path / "adapter_model.safetensors"), 1.0, 0.0)
+    assert "alpha 6 (scale 1.5): alpha 6 from adapter_config.json" in report
+    x, caption, t = torch.randn(1, 4, 16, 16), torch.randn(1, 6, 32), torch.tensor([700.0])
+    added = {"resolution": None, "aspect_ratio": None}
+    expected = wrapped(x, encoder_hidden_states=caption, timestep=t, added_cond_kwargs=added, return_dict=False)[0][
+        :, :4
+    ]
+    plain = base.model.diffusion_model(x, t, caption)
+    predict(patched)  # the host works the LoRA in
+    assert distance(patched.model.diffusion_model(x, t, caption), expected) <= 1e-5
+    assert distance(plain, expected) > 1e-2
 
 
 KINDS = sorted(file.stem for file in (DATA / "lora").glob("*.safetensors") if file.stem != "base")
