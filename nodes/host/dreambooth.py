@@ -68,7 +68,7 @@ def difference(model, fine) -> tuple[dict, float]:
 
     Each is kept in the type that both have where that is a half one, in fp32 otherwise.
     """
-    base = BaseWeights(model, MODEL_PREFIX)
+    base = BaseWeights(model)
     kept = {name: parameter.dtype for name, parameter in model.model.diffusion_model.named_parameters()}
     if extra := [name for name in fine.state_dict if name not in kept and name != NULL_CAPTION]:
         raise ValueError(

@@ -58,7 +58,7 @@ def adapter_patches(adapters: list[Adapter], prefix: str, patcher) -> dict:
     weights: dict[str, torch.Tensor] = {}
     places: dict[str, str | tuple] = {}
     adapters = [without_core(adapter) for adapter in adapters]
-    base = BaseWeights(patcher, prefix) if any(adapter.kind == WHOLE for adapter in adapters) else None
+    base = BaseWeights(patcher)
     for number, adapter in enumerate(adapters):
         key = prefix + adapter.target
         shape = comfy.utils.get_attr(patcher.model, key).shape
@@ -81,18 +81,27 @@ def adapter_patches(adapters: list[Adapter], prefix: str, patcher) -> dict:
 
 
 class BaseWeights:
-    """A model's own weights by key, in fp32: without patches, also while the host has some worked in."""
+    """A model's own weights by key, in fp32: without patches, also while the host has some worked in.
 
-    def __init__(self, patcher, prefix: str):
+    The host's own list of them (get_key_patches) cannot be made of a model in scaled fp8.
+    """
+
+    def __init__(self, patcher):
         self.patcher = patcher
-        self.entries = patcher.get_key_patches(prefix)
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        if key.endswith(TABLE):
-            kept = self.patcher.object_patches_backup.get(key)
-            return (comfy.utils.get_attr(self.patcher.model, key) if kept is None else kept).detach().float()
-        weight, convert = self.entries[key][0]
-        return convert(weight.detach().to(torch.float32, copy=True), inplace=True)
+        patcher, (layer, _, name) = self.patcher, key.rpartition(".")
+        if key in patcher.hook_backup:
+            weight = patcher.hook_backup[key][0]
+        elif key in patcher.backup:
+            weight = patcher.backup[key].weight
+        elif key in patcher.object_patches_backup:
+            weight = patcher.object_patches_backup[key]
+        else:
+            weight = comfy.utils.get_attr(patcher.model, key)
+        convert = getattr(comfy.utils.get_attr(patcher.model, layer), f"convert_{name}", None)
+        weight = weight.detach() if convert is None else convert(weight.detach(), inplace=False)
+        return weight.to(torch.float32, copy=True)
 
 
 def patched(patcher, patches: Mapping, strength: float):

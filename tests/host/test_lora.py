@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -476,6 +477,37 @@ def test_a_fine_tune_on_fp8_weights_draws_nearly_as_the_fine_tune(host, base, ba
     coarse = predict(host["dreambooth"].load_dreambooth(host["model"].load_model(base_file, "fp8_e4m3fn"), path, 1.0))
     relative = ((coarse - exact).pow(2).mean() / exact.pow(2).mean()).sqrt().item()
     assert 0 < relative < 0.2
+
+
+def scaled_fp8(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The stacked projections as scaled fp8, as ComfyUI's newer layout has it; and what the numbers mean in fp32."""
+    config = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+    stored, meant = dict(state), dict(state)
+    for name, value in state.items():
+        if name.endswith(("attn.qkv.weight", "cross_attn.kv_linear.weight")):
+            layer, scale = name.removesuffix(".weight"), value.abs().max() / 448
+            stored[name] = (value / scale).to(torch.float8_e4m3fn)
+            stored |= {f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": config.clone()}
+            meant[name] = stored[name].float() * scale
+    return stored, meant
+
+
+@pytest.mark.parametrize("what", ["lora", "fine-tune"])
+def test_scaled_fp8_is_changed_as_the_same_numbers_in_fp32_are(what, host, tmp_path):
+    stored, meant = scaled_fp8(random_state())
+    quantised = host["model"].load_model(write(tmp_path / "q.safetensors", stored))
+    wide = host["model"].load_model(write(tmp_path / "f.safetensors", meant))
+    tiny_file(ONETRAINER, tmp_path / "l.safetensors")
+    fine = write(tmp_path / "fine.safetensors", fine_state(0.05))
+
+    def change(model):
+        if what == "lora":
+            return host["lora"].load_lora(model, None, str(tmp_path / "l.safetensors"), 1.0, 0.0)[0]
+        return host["dreambooth"].load_dreambooth(model, fine, 1.0)
+
+    plain, wanted, got = predict(wide), predict(change(wide)), predict(change(quantised))
+    # The changed matrices are rounded to fp8 anew.
+    assert 0 < (got - wanted).norm() < 0.15 * (plain - wanted).norm()
 
 
 def test_a_fine_tune_of_another_model_is_refused(host, base, tmp_path):
