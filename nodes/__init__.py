@@ -8,6 +8,8 @@ from . import (
     caption_files,
     captions,
     checkpoint,
+    dreambooth,
+    lora,
     resolution,
 )
 from .host import folders
@@ -16,6 +18,8 @@ NODES = [
     *checkpoint.NODES,
     *captions.NODES,
     *caption_files.NODES,
+    *lora.NODES,
+    *dreambooth.NODES,
     *resolution.NODES,
 ]
 
