@@ -133,10 +133,16 @@ def _stated_config(tensor: torch.Tensor, shapes, family: str) -> tuple[PixArtCon
         stated = config_from_tensor(tensor)
         detected, _ = detect_config(shapes, config_metadata(stated))
     except (ZeroDivisionError, OverflowError, RecursionError) as error:
-        raise ValueError(f"The tensor {CONFIG_KEY} in the file does not hold a PixArt configuration.") from error
+        raise ValueError(
+            f"The tensor {CONFIG_KEY} in the file does not hold a PixArt configuration. "
+            "Choose another save of the model."
+        ) from error
     untold = ("family", "num_heads", "base_size", "pe_interpolation")
     if replace(detected, **{name: getattr(stated, name) for name in untold}) != stated:
-        raise ValueError(f"The tensor {CONFIG_KEY} describes {stated}, but the weights are of {detected}.")
+        raise ValueError(
+            f"The tensor {CONFIG_KEY} describes {stated}, but the weights are of {detected}: parts of two models "
+            "were mixed. Choose another save of the model."
+        )
     if family not in (AUTO, stated.family):
         raise ValueError(
             f"The family was set to {family}, but the file states {stated.family}. Set it to auto or {stated.family}."
