@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
+import known_files
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -608,101 +608,15 @@ def test_a_linked_folder_is_followed_inside_the_model_folders_only(models, folde
 # Every published layout
 
 
-MANIFESTS = Path(__file__).parents[1] / "data" / "manifests"
-
-# name: family, base size, interpolation, size conditioning, caption tokens
-LAYOUTS_IN_THE_WILD = {
-    "alpha_orig_256x256": ("alpha", 16, 1.0, False, 120),
-    "alpha_orig_SAM-256x256": ("alpha", 16, 1.0, False, 120),
-    "alpha_orig_512x512": ("alpha", 32, 1.0, False, 120),
-    "alpha_orig_512-MS_unreleased": ("alpha", 32, 1.0, True, 120),
-    "alpha_orig_1024-MS": ("alpha", 64, 2.0, True, 120),
-    "alpha_diffusers_256x256": ("alpha", 16, 1.0, False, 120),
-    "alpha_diffusers_SAM-256x256": ("alpha", 16, 1.0, False, 120),
-    "alpha_diffusers_512x512": ("alpha", 32, 1.0, False, 120),
-    "alpha_diffusers_DMD-512x512": ("alpha", 32, 1.0, False, 120),
-    "alpha_diffusers_1024-MS": ("alpha", 64, 2.0, True, 120),
-    "alpha_diffusers_LCM-1024-MS": ("alpha", 64, 2.0, True, 120),
-    "sigma_orig_256x256": ("sigma", 64, 2.0, False, 300),
-    "sigma_orig_512-MS": ("sigma", 64, 2.0, False, 300),
-    "sigma_orig_1024-MS": ("sigma", 64, 2.0, False, 300),
-    "sigma_orig_2K-MS": ("sigma", 128, 4.0, False, 300),
-    "sigma_orig_900M-depth42_community": ("sigma", 64, 2.0, False, 300),
-    "sigma_diffusers_256x256": ("sigma", 16, 0.5, False, 300),
-    "sigma_diffusers_512-MS": ("sigma", 32, 1.0, False, 300),
-    "sigma_diffusers_1024-MS": ("sigma", 64, 2.0, False, 300),
-    "sigma_diffusers_2K-MS": ("sigma", 128, 4.0, False, 300),
-    "sigma_diffusers_900M-depth42_community": ("sigma", 64, 2.0, False, 300),
-    "community_fp16_sigma_256x256_safetensors": ("sigma", 64, 2.0, False, 300),
-    "community_fp16_sigma_512-MS_safetensors": ("sigma", 64, 2.0, False, 300),
-    "community_fp16_sigma_1024-MS_safetensors": ("sigma", 64, 2.0, False, 300),
-    "community_fp16_sigma_2K-MS_safetensors": ("sigma", 128, 4.0, False, 300),
-    "onetrainer_full_export_alpha": ("alpha", 64, 2.0, True, 120),
-    "onetrainer_full_export_sigma": ("sigma", 64, 2.0, False, 300),
-}
-
-
-def block_number(name: str) -> int:
-    """-1 outside of the stack."""
-    first, index, *_ = f"{name}.-1".split(".")
-    return int(index) if first in ("blocks", "transformer_blocks") else -1
-
-
-def write_layout(name: str, folder: Path, depth: int | None) -> tuple[Path, int]:
-    """A published file's names, shapes and types with random numbers, cut to ``depth`` blocks; its own depth."""
-    manifest = json.loads(gzip.decompress((MANIFESTS / f"{name}.json.gz").read_bytes()))
-    whole = 1 + max(map(block_number, manifest["tensors"]))
-    numbers = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
-    state = {}
-    for key, (shape, dtype) in manifest["tensors"].items():
-        if block_number(key) < (depth or whole):
-            count = torch.Size(shape).numel()
-            values = numbers.to(getattr(torch, dtype)).repeat(-(-count // len(numbers)))[:count]
-            state[key] = values.reshape(shape).clone()
-    if "_orig_" in name:
-        torch.save({"state_dict": state}, folder / "m.pth")
-        return folder / "m.pth", whole
-    if "_diffusers_" in name:
-        inner = folder / "pipeline" / "transformer"
-        inner.mkdir(parents=True)
-        save_file(state, inner / "diffusion_pytorch_model.safetensors")
-        (inner / "config.json").write_text(json.dumps(manifest["config"]))
-        return inner.parent, whole
-    kind = "alpha" if "alpha" in name else "sigma"
-    metadata = {"modelspec.architecture": f"pixart-{kind}"} if "export" in name else None
-    save_file(state, folder / "m.safetensors", metadata)
-    return folder / "m.safetensors", whole
-
-
-def check_layout(name: str, host_model, folder: Path, depth: int | None) -> None:
-    path, whole = write_layout(name, folder, depth)
-    patcher = host_model.load_model(str(path), "fp16")
-    config = patcher.model.pixart.config
-    family, base_size, interpolation, micro, tokens = LAYOUTS_IN_THE_WILD[name]
-    assert (config.family, config.base_size, config.pe_interpolation) == (family, base_size, interpolation)
-    assert (config.micro_condition, config.max_caption_tokens) == (micro, tokens)
-    assert (config.depth, whole) == (depth or whole, 42 if "900M" in name else 28)
-    assert (config.hidden_size, config.num_heads, config.caption_channels) == (1152, 16, 4096)
-    assert patcher.model.latent_format.scale_factor == {"alpha": 0.18215, "sigma": 0.13025}[family]
-    checkpoint = open_checkpoint(path)
-    assert set(checkpoint.state_dict) == set(patcher.model.diffusion_model.state_dict())
-    assert not [note for note in checkpoint.notes if "left out" in note and "state_dict" not in note]
-
-
-@pytest.mark.parametrize("name", LAYOUTS_IN_THE_WILD)
+@pytest.mark.parametrize("name", known_files.KNOWN)
 def test_a_published_layout_cut_to_one_block_loads_as_what_it_is(name, host_model, tmp_path, caplog):
+    """As it is published; tests/unit/test_known_files.py has the other containers."""
+    container = next(iter(known_files.containers(name)))
+    path = known_files.write(name, container, tmp_path, depth=1, dtype=torch.float16)
     with caplog.at_level("WARNING"):
-        check_layout(name, host_model, tmp_path, 1)
+        patcher = host_model.load_model(str(path), "fp16")
+    known = known_files.KNOWN[name]
+    assert patcher.model.pixart.config == known.config(depth=1)
+    assert patcher.model.latent_format.scale_factor == known.latent_scale
+    assert set(open_checkpoint(path).state_dict) == set(patcher.model.diffusion_model.state_dict())
     assert not [record for record in caplog.records if "missing" in record.message or "unexpected" in record.message]
-
-
-@pytest.mark.skipif(not os.environ.get("PIXART_FULL_SIZE"), reason="PIXART_FULL_SIZE=1 writes files of 2.4 GB")
-@pytest.mark.parametrize("name", LAYOUTS_IN_THE_WILD)
-def test_a_published_layout_in_full_size_loads_as_what_it_is(name, host_model, tmp_path):
-    """One file at a time, removed at once."""
-    try:
-        check_layout(name, host_model, tmp_path, None)
-    finally:
-        for file in tmp_path.rglob("*"):
-            if file.is_file():
-                file.unlink()
