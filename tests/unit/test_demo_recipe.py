@@ -15,7 +15,7 @@ from pixart.checkpoint import load_transformer
 from pixart.pipeline import load_autoencoder
 from pixart.text.encoder import load_transformers_t5, open_t5
 from pixart.text.provenance import mark_t5
-from pixart.training.demo import autoencoder, diffusion, export, text
+from pixart.training.demo import autoencoder, diffusion, export, outlines, restore, text
 from pixart.training.demo.latents import CONTRAST
 from pixart.training.demo.run import Resumable
 from pixart.transformer import PixArtTransformer
@@ -41,12 +41,31 @@ def diffusion_run(out, stop=STEPS):
     return task, Resumable(task, out / "diffusion.state.pt"), stop
 
 
+def sharpen_run(out, stop=STEPS):
+    task = autoencoder.SharpenTask(out, SEED, STEPS, batch=2)
+    return task, Resumable(task, out / "autoencoder-sharpen.state.pt"), stop
+
+
+def outlines_run(out, stop=STEPS):
+    task = outlines.OutlineTask(out, SEED, STEPS)
+    return task, Resumable(task, out / "outlines.state.pt"), stop
+
+
 STAGES = {
     "text": text_run,
     "autoencoder-encoder": lambda out, stop=STEPS: autoencoder_run("encoder", out, stop),
     "autoencoder-decoder": lambda out, stop=STEPS: autoencoder_run("decoder", out, stop),
+    "autoencoder-sharpen": sharpen_run,
     "diffusion": diffusion_run,
+    "outlines": outlines_run,
 }
+
+NEEDS = {
+    "autoencoder-sharpen": ("autoencoder-decoder.state.pt",),
+    "diffusion": ("tokenizer.model", "text.state.pt"),
+    "outlines": ("tokenizer.model", "text.state.pt", "diffusion.state.pt"),
+}
+"""Files of earlier stages that a stage starts from."""
 
 
 def run(stage, out, stop=STEPS):
@@ -61,6 +80,7 @@ def small_steps():
     phases = tuple(dataclasses.replace(phase, steps=1, tokens=256) for phase in diffusion.PHASES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusion, "PHASES", phases)
+        patch.setattr(outlines, "OUTLINE_PHASE", dataclasses.replace(outlines.OUTLINE_PHASE, tokens=256))
         yield
 
 
@@ -83,7 +103,7 @@ def metadata(path):
 
 
 def test_exported_transformer_is_the_average_model(trained, exported):
-    task = trained[1]["diffusion"]
+    task = trained[1]["outlines"]
     model = load_transformer(exported[0] / export.TRANSFORMER, dtype=torch.float32, device="cpu")
     assert model.config == diffusion.CONFIG
     weights = model.state_dict()
@@ -194,9 +214,8 @@ def test_same_seed_gives_the_same_bytes(tmp_path, exported, small_steps):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_stopped_and_resumed_ends_where_one_run_through_ends(stage, tmp_path, trained, small_steps):
-    for name in ("tokenizer.model", "text.state.pt"):
-        if stage == "diffusion":
-            (tmp_path / name).write_bytes((trained[0] / name).read_bytes())
+    for name in NEEDS.get(stage, ()):
+        (tmp_path / name).write_bytes((trained[0] / name).read_bytes())
     run(stage, tmp_path, stop=1)
     assert torch.load(tmp_path / f"{stage}.state.pt", weights_only=True)["next_step"] == 1
     run(stage, tmp_path)
@@ -205,6 +224,18 @@ def test_a_stage_stopped_and_resumed_ends_where_one_run_through_ends(stage, tmp_
     for part in ("model", "ema"):
         for name, value in through.get(part, {}).items():
             assert torch.equal(resumed[part][name], value), (part, name)
+
+
+def test_stages_restored_from_published_files_are_exported_to_the_same_bytes(trained, exported, tmp_path):
+    demo = exported[0]
+    (demo / "logs").mkdir(exist_ok=True)
+    for log in trained[0].glob("*.log.jsonl"):
+        (demo / "logs" / log.name).write_bytes(log.read_bytes())
+    assert restore.restore(tmp_path, demo) == list(STAGES)
+    assert restore.restore(tmp_path, demo) == []
+    assert export.export(tmp_path, tmp_path / "demo") == exported[1]
+    with pytest.raises(ValueError, match=r"training\.json is missing: give the folder"):
+        restore.restore(tmp_path, tmp_path)
 
 
 def test_export_names_the_stage_that_was_not_run(trained, tmp_path):

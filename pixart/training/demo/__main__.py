@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-STAGES = ("text", "encoder", "decoder", "diffusion", "alpha")
+STAGES = ("text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "alpha", "restore")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pixart.training.demo", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, default=Path("demo-run"), help="folder for states and logs")
+    parser.add_argument("--demo", type=Path, default=Path("demo"), help="published files, for restore")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: what the published demo was trained with")
     args = parser.parse_args()
@@ -23,10 +24,22 @@ def main() -> None:
         from . import autoencoder
 
         autoencoder.train(args.out, args.stage, args.seed, args.steps or {"encoder": 250, "decoder": 900}[args.stage])
+    elif args.stage == "sharpen":
+        from . import autoencoder
+
+        autoencoder.sharpen(args.out, args.seed, args.steps or 600)
     elif args.stage == "diffusion":
         from . import diffusion
 
         diffusion.train(args.out, args.seed, args.steps or diffusion.STEPS)
+    elif args.stage == "outlines":
+        from . import outlines
+
+        outlines.train(args.out, args.seed, args.steps or outlines.OUTLINE_PHASE.steps)
+    elif args.stage == "restore":
+        from . import restore
+
+        print("restored:", ", ".join(restore.restore(args.out, args.demo)) or "nothing, all states are there")
     elif args.stage == "alpha":
         from . import alpha
 

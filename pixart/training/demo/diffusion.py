@@ -130,6 +130,9 @@ class DiffusionTask:
     def phase(self, index: int) -> Phase:
         return phase_of(index)
 
+    def learning_rate_factor(self, index: int) -> float:
+        return schedule(index, self.steps)
+
     @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = text.tokenize(self.tokenizer, captions)
@@ -152,7 +155,7 @@ class DiffusionTask:
         loss = (error * self.weight[t]).mean()
 
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * schedule(index, self.steps)
+            group["lr"] = self.learning_rate * self.learning_rate_factor(index)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -207,14 +210,21 @@ class DiffusionTask:
         from diffusers import AutoencoderTiny
 
         latents = latents / self.contrast
-        path = self.out / "autoencoder-decoder.state.pt"
-        if not path.exists():
+        stages = (self.out / f"autoencoder-{stage}.state.pt" for stage in ("sharpen", "decoder"))
+        path = next((path for path in stages if path.exists()), None)
+        if path is None:
             cells = latents[:, :3] * COLOUR_SPREAD + COLOUR_CENTRE
             return nn.functional.interpolate(cells, scale_factor=8, mode="bilinear")
         with torch.random.fork_rng():  # its first weights must not use up the training's random numbers
             decoder = AutoencoderTiny().decoder
         decoder.load_state_dict(torch.load(path, weights_only=True)["model"])
         return (decoder(latents) + 1) / 2
+
+
+def average_of(state: dict) -> dict[str, torch.Tensor]:
+    """The average model's weights in the state that a stage has saved."""
+    prefix = "average."
+    return {name.removeprefix(prefix): value for name, value in state["ema"].items() if name.startswith(prefix)}
 
 
 def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:

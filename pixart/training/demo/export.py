@@ -23,7 +23,7 @@ from ...embeddings import position_grid
 from ...text.encoder import open_t5
 from ...text.provenance import CHECKPOINT_PREFIX, mark_t5
 from . import autoencoder
-from .diffusion import CONFIG
+from .diffusion import CONFIG, average_of
 from .latents import CONTRAST
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ FIGURES = "training.json"
 LIMIT = 16 * 2**20
 """Bytes that the three files may take together."""
 
-STAGES = ("text", "autoencoder-encoder", "autoencoder-decoder", "diffusion")
+STAGES = ("text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen", "diffusion", "outlines")
 
 LICENSE = "Apache-2.0"
 
@@ -76,9 +76,7 @@ def read_state(out: Path, stage: str) -> dict:
 
 def transformer_tensors(out: Path, config: PixArtConfig = CONFIG) -> Tensors:
     """The average model under PixArt's original names, with the position grid that released files carry."""
-    average = read_state(out, "diffusion")["ema"]
-    prefix = "average."
-    tensors = {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
+    tensors = average_of(read_state(out, "outlines"))
     grid = position_grid(
         config.hidden_size, config.base_size, config.base_size, config.base_size, config.pe_interpolation
     )
@@ -121,7 +119,7 @@ def autoencoder_tensors(out: Path, config: PixArtConfig = CONFIG) -> Tensors:
     ``vae_scale`` makes up for the latent scale that a host multiplies by, so that the transformer works on
     ``CONTRAST`` times the autoencoder's own latents.
     """
-    for part in ("encoder", "decoder"):
+    for part in ("encoder", "decoder", "sharpen"):
         read_state(out, f"autoencoder-{part}")
     tensors = half(autoencoder.to_taesd(autoencoder.assemble(out)))
     return tensors | {"vae_scale": torch.tensor(config.latent_scale / CONTRAST), "vae_shift": torch.tensor(0.0)}

@@ -153,6 +153,7 @@ def train(out: Path, seed: int, steps: int) -> None:
 def load(out: Path) -> tuple[sentencepiece.SentencePieceProcessor, T5EncoderModel]:
     """The trained tokenizer and encoder."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=(out / "tokenizer.model").read_bytes())
-    model = Describer(tokenizer.vocab_size())
-    model.load_state_dict(torch.load(out / "text.state.pt", weights_only=True)["model"])
-    return tokenizer, model.encoder.eval().requires_grad_(False)
+    encoder = T5EncoderModel(encoder_config(tokenizer.vocab_size()))
+    state = torch.load(out / "text.state.pt", weights_only=True)["model"]
+    encoder.load_state_dict({name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")})
+    return tokenizer, encoder.eval().requires_grad_(False)
