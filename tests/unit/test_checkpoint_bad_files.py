@@ -281,6 +281,12 @@ def test_missing_path_is_file_not_found(tmp_path):
         open_checkpoint(tmp_path / "nothing.safetensors")
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read, even by root")
+def test_unreadable_file_is_told_with_the_systems_reason():
+    with pytest.raises(ValueError, match="/proc/self/mem: The file cannot be read: Input/output error. Check its perm"):
+        open_checkpoint("/proc/self/mem")
+
+
 def test_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="neither a file nor a folder"):
