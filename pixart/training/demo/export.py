@@ -39,7 +39,7 @@ FIGURES = "training.json"
 LIMIT = 16 * 2**20
 """Bytes that the three files may take together."""
 
-STAGES = ("text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen", "diffusion", "outlines")
+STAGES = ("text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen", "diffusion", "outlines", "polish", "practice")
 
 LICENSE = "Apache-2.0"
 
@@ -77,7 +77,7 @@ def read_state(out: Path, stage: str) -> dict:
     return torch.load(path, weights_only=True, map_location="cpu")
 
 
-def transformer_tensors(out: Path, config: PixArtConfig = CONFIG, stage: str = "outlines") -> Tensors:
+def transformer_tensors(out: Path, config: PixArtConfig = CONFIG, stage: str = "practice") -> Tensors:
     """A stage's average model under PixArt's original names, with the position grid that released files carry."""
     tensors = average_of(read_state(out, stage))
     grid = position_grid(
