@@ -53,7 +53,8 @@ def depth_of(api: dict, key: str, known: dict[str, int]) -> int:
 def height_of(node: dict) -> int:
     """Rough height in pixels of a node: sockets, widgets, and room for text or a picture."""
     rows = max(len(node["inputs"]), len(node["outputs"])) + len(node["widgets_values"])
-    tall = {"PixArtTextEncode": 90, "SaveImage": 300, "PreviewImage": 300}.get(node["type"], 0)
+    said = dict.fromkeys(("PixArtSaveCaption", "PixArtLoadCaption"), 70)
+    tall = {"PixArtTextEncode": 90, "SaveImage": 300, "PreviewImage": 300, **said}.get(node["type"], 0)
     return 30 + 26 * rows + tall
 
 
@@ -130,19 +131,19 @@ def build(api: dict, object_info: dict, models: dict[str, list]) -> dict:
 
 
 def add_note(workflow: dict, text: str) -> None:
-    """A note under the sampler's column, where most graphs have room."""
+    """A note under the sampler's column and the next, where most graphs have room."""
     key = workflow["last_node_id"] + 1
     column = max(2, max(node["pos"][0] for node in workflow["nodes"]) // (COLUMN + GAP) - 2)
-    left = 60 + column * (COLUMN + GAP)
-    below = [node["pos"][1] + node["size"][1] for node in workflow["nodes"] if node["pos"][0] == left]
+    left, width = 60 + column * (COLUMN + GAP), 2 * COLUMN + GAP
+    above = [node for node in workflow["nodes"] if left - COLUMN < node["pos"][0] < left + width]
     workflow["last_node_id"] = key
     workflow["nodes"].append(
         {
             "id": key,
             "type": NOTE,
             "title": "Note",
-            "pos": [left, max(below, default=60) + GAP + 26],
-            "size": [2 * COLUMN + GAP, 330],
+            "pos": [left, max((node["pos"][1] + node["size"][1] for node in above), default=60) + GAP + 26],
+            "size": [width, 60 + 30 * text.count("\n") + 20 * (len(text) // 100)],
             "flags": {},
             "order": 0,
             "mode": 0,

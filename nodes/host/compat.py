@@ -9,6 +9,7 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.quant_ops import QUANT_ALGOS
 
 
 def is_dynamic(patcher) -> bool:
@@ -32,6 +33,11 @@ def remember_loader(patcher, function, arguments: tuple) -> None:
 def keeps_files_mapped() -> bool:
     """Whether weights may stay in the file's own memory pages: not where the user started with --disable-mmap."""
     return not getattr(comfy.utils, "DISABLE_MMAP", False)
+
+
+def quantised_formats() -> frozenset[str]:
+    """Names of the quantised formats that this host's layers compute with (fp8, nvfp4; mxfp8, int8 … in later ones)."""
+    return frozenset(QUANT_ALGOS)
 
 
 def archive_dtypes(model: torch.nn.Module) -> None:

@@ -131,6 +131,7 @@ class PixArtModel(comfy.model_base.PixArt):
             f"captions {config.caption_channels} wide, up to {config.max_caption_tokens} tokens",
             f"latent scale {self.latent_format.scale_factor:g}, weights {self.get_dtype()}, "
             f"computed in {self.get_dtype_inference()}",
+            *(f"quantised layers are kept as {kind}" for kind in self.pixart.formats),
             *(f"· {line}" for line in self.pixart.evidence),
         ]
 
@@ -165,13 +166,17 @@ def size_conds(kwargs: dict) -> dict:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What stays of a checkpoint file after its weights are in the model; t5: the encoder that it names, if any."""
+    """What stays of a checkpoint file after its weights are in the model.
+
+    t5: the encoder that it names, if any. formats: the quantised formats, besides fp8, that some layers are kept in.
+    """
 
     name: str
     config: PixArtConfig
     evidence: tuple[str, ...]
     null_caption: torch.Tensor | None
     t5: T5Mark | None = None
+    formats: tuple[str, ...] = ()
 
 
 class PixArtSupport:
@@ -198,7 +203,7 @@ def load_model(path: str, weight_dtype: str = "auto", family: str = "auto", disa
     path: any file or folder that ``pixart.checkpoint`` reads; weight_dtype: a key of WEIGHT_DTYPES;
     family: "auto", or "alpha" / "sigma" where the file cannot tell. Raises ValueError as the reader does.
     """
-    checkpoint = open_checkpoint(path, family=family)
+    checkpoint = open_checkpoint(path, family=family, formats=compat.quantised_formats())
     return build_patcher(checkpoint, path, weight_dtype, family, disable_dynamic)
 
 
@@ -219,7 +224,7 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
     dtype, compute = choose_dtypes(checkpoint, weight_dtype, load_device, model_config.supported_inference_dtypes)
     model_config.set_inference_dtype(dtype, None if compute == dtype else compute)
-    quantised = checkpoint.quantised and dtype in FLOAT8
+    quantised = keeps_scales(checkpoint, dtype)
     if quantised:
         model_config.quant_config = comfy.utils.detect_layer_quantization(checkpoint.quantised, "")
 
@@ -230,6 +235,7 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
         checkpoint.evidence,
         None if null is None else null.clone(),
         expected_t5(checkpoint.metadata, checkpoint.path),
+        tuple(sorted(set(checkpoint.formats.values()))),
     )
     # On no device, since every parameter is replaced by the file's own tensor, not copied into. The layers of
     # quantised weights move what they are given to the device that they were made on.
@@ -248,12 +254,25 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
     return patcher
 
 
+def keeps_scales(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
+    """Whether the host's layers are given quantised weights and their scales as the file has them."""
+    return bool(checkpoint.quantised) and (dtype in FLOAT8 or bool(checkpoint.formats))
+
+
 def choose_dtypes(checkpoint: Checkpoint, weight_dtype: str, device, supported) -> tuple[torch.dtype, torch.dtype]:
     """The type to keep weights in and the type to compute in; where they differ the host casts at every layer."""
     management = comfy.model_management
     stored = checkpoint.state_dict["blocks.0.attn.qkv.weight"].dtype
     dtype = WEIGHT_DTYPES[weight_dtype]
-    if dtype is None and checkpoint.quantised:
+    if checkpoint.formats:
+        if dtype is not None:
+            kinds = ", ".join(sorted(set(checkpoint.formats.values())))
+            raise ValueError(
+                f"{checkpoint.path.name} is quantised as {kinds} and stays so: set weight_dtype to auto in "
+                f"PixArt Load Checkpoint instead of {weight_dtype}, or choose a file that is not quantised."
+            )
+        dtype = management.unet_dtype(supported_dtypes=list(supported))  # of the layers that are not quantised
+    elif dtype is None and checkpoint.quantised:
         layer = next(name for name in checkpoint.quantised if name.endswith(".comfy_quant")).rpartition(".")[0]
         dtype = checkpoint.state_dict[f"{layer}.weight"].dtype
     elif dtype is None:
@@ -278,11 +297,11 @@ def weights_to_keep(
     the system, and the file stays as it is.
     in_use: layers compute with the very tensors that are kept, neither moved to a card nor cast.
     """
-    scaled = checkpoint.quantised if dtype in FLOAT8 else {}
+    scaled = checkpoint.quantised if keeps_scales(checkpoint, dtype) else {}
     keep_mapped = compat.keeps_files_mapped()
     state = {}
     for name, tensor in checkpoint.state_dict.items():
-        if f"{name.removesuffix('.weight')}.weight_scale" in scaled:
+        if name.endswith(".weight") and f"{name.removesuffix('.weight')}.comfy_quant" in scaled:
             kept = tensor
         else:
             # Whoever scaled some matrices to fp8 left the others as they are for their precision.
