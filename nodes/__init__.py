@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension
 
 from . import (
+    caching,
     caption_files,
     captions,
     checkpoint,
@@ -17,6 +18,7 @@ NODES = [
     *captions.NODES,
     *caption_files.NODES,
     *resolution.NODES,
+    *caching.NODES,
 ]
 
 

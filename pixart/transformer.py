@@ -156,7 +156,8 @@ class PixArtTransformer(nn.Module):
         x = self.pad_to_patch(x)
         rows, columns = (side // config.patch_size for side in x.shape[-2:])
 
-        tokens = self.x_embedder(x)  # (B, N, D)
+        # In the order of its shape: a convolution's output would pass its own on to every sum that tokens go into.
+        tokens = self.x_embedder(x).contiguous()  # (B, N, D)
         tokens = tokens + self.position_grid(rows, columns, tokens, options.get(GRIDS))
         shared = timesteps.shape[0] == 1 or timesteps.stride(0) == 0
         t = self.t_embedder(timesteps[:1] if shared else timesteps, tokens.dtype)  # (B or 1, D)
@@ -188,19 +189,25 @@ class PixArtTransformer(nn.Module):
         depth = len(self.blocks)
         options["total_blocks"] = depth
         options["block_type"] = "double"
-        for index, block in enumerate(self.blocks):
+
+        def run(index: int, x: torch.Tensor) -> torch.Tensor:
             options["block_index"] = index
             options["block"] = attention_block_name(index, depth)
             replacement = next(
                 (replacements[key, index] for key in BLOCK_KEYS if (key, index) in replacements), None
             )
             keys_values = None if prepared is None else prepared.for_block(index)
-            if replacement is None:
-                x = block(x, caption, t0, bias, options, keys_values)
-            else:
-                x = replace_block(block, replacement, x, caption, t0, bias, options, keys_values)
+            arguments = (x, caption, t0, bias, options, keys_values)
+            block = self.blocks[index]
+            x = block(*arguments) if replacement is None else replace_block(block, replacement, *arguments)
             if index < len(residuals) and residuals[index] is not None:
                 x = x + residuals[index]
+            return x
+
+        if CACHE in options:
+            return options[CACHE](x, depth, run, residuals, options)
+        for index in range(depth):
+            x = run(index, x)
         return x
 
     def prepare_caption(self, caption: torch.Tensor, mask: torch.Tensor | None = None) -> PreparedCaption:
@@ -263,6 +270,10 @@ PREPARED = "pixart_caption"
 
 GRIDS = "pixart_grids"
 """Where ``transformer_options`` holds a dict for the position grids of a sampling run, by rows and columns."""
+
+CACHE = "pixart_cache"
+"""Where ``transformer_options`` holds what runs the blocks in place of the plain loop: (x, depth, run one block,
+residuals, options) → x."""
 
 BLOCK_KEYS = ("double_block", "single_block", "block")
 """The names under which nodes and packs replace a block of a DiT; PixArt has one kind, which answers to all."""

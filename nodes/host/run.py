@@ -31,15 +31,15 @@ class RunState:
         captions, grids = self.of.setdefault(id(model), (SamplingRun(), {}))
         caption = comfy.model_management.cast_to_device(caption, x.device, caption.dtype)
         mask = None if mask is None else mask.to(x.device)
-        weights = (dtype, pointers(transformer), compat.weights_in_use(getattr(model, "current_patcher", None)))
+        weights = (dtype, identities(transformer), compat.weights_in_use(getattr(model, "current_patcher", None)))
         prepared = captions.caption(transformer, caption, mask, dtype, weights)
         return prepared.source, {**options, PREPARED: prepared, GRIDS: grids}
 
 
-def pointers(transformer) -> tuple[int, ...]:
-    """Where the weights lie that captions go through: others have taken their place when this changes."""
+def identities(transformer) -> tuple[int, ...]:
+    """Of the weights that captions go through: others have taken their place when this changes."""
     layers = [transformer.y_embedder.y_proj.fc1, *(block.cross_attn.kv_linear for block in transformer.blocks)]
-    return tuple(layer.weight.data_ptr() for layer in layers)
+    return tuple(id(layer.weight) for layer in layers)
 
 
 def start(executor, *args, **kwargs):
