@@ -4,7 +4,8 @@
     python benchmarks/caches.py --search 0.4        # a table of steps that computes this part of the blocks
 
 Pictures are drawn in ComfyUI's sampler from random captions of the demo's world and judged by their pixels. A picture
-is lost when it was right without the cache and is wrong with it. Time is that of one picture, every method in every round.
+is lost when it was right without the cache and is wrong with it. Time is that of one picture, every
+method in every round.
 """
 
 from __future__ import annotations

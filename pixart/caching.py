@@ -2,7 +2,8 @@
 
 Methods: a schedule as in FORA (arXiv:2407.01425) and Δ-DiT (arXiv:2406.01125); the first blocks' change as the judge,
 as in DBCache and FBCache; forecasts by a Taylor series of first order, after TaylorSeer (arXiv:2503.06923);
-cross-attention frozen after a gate, as in T-GATE (arXiv:2404.02747). None is exact; benchmarks/caches.py measures what each costs.
+cross-attention frozen after a gate, as in T-GATE (arXiv:2404.02747). None is exact; benchmarks/caches.py
+measures what each costs.
 """
 
 from __future__ import annotations
