@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from tools.comfyui import find_hosts, read_host  # noqa: E402
 
 SETTINGS = {
+    "gentle": {"method": "gentle"},
     "balanced": {"method": "balanced"},
     "fast": {"method": "fast"},
     "schedule, every 2": {"method": "schedule", "every": 2},
@@ -101,18 +102,19 @@ def seconds(call) -> float:
     return time.perf_counter() - started
 
 
-def measure(demo: Demo, rounds: int) -> list[tuple]:
+def measure(demo: Demo, rounds: int, chosen: list[str]) -> list[tuple]:
     exact, _ = demo.draw(None)
     right = demo.right(exact)
     print(f"{len(right)} pictures, {demo.steps} steps, cfg {demo.cfg}: {sum(right)} right without a cache", flush=True)
-    times: dict[str, list[float]] = {name: [] for name in ("exact", *SETTINGS)}
+    times: dict[str, list[float]] = {name: [] for name in ("exact", *chosen)}
     for index in range(rounds):
         names = list(times)
         for name in names[index % len(names) :] + names[: index % len(names)]:
             times[name].append(seconds(lambda name=name: demo.draw(SETTINGS.get(name), 1)))
     rows = []
     print(f"{'':20}{'computed':>10}{'ratio':>8}{'latent error':>14}{'lost':>6}{'gained':>8}")
-    for name, settings in SETTINGS.items():
+    for name in chosen:
+        settings = SETTINGS[name]
         latents, part = demo.draw(settings)
         now = demo.right(latents)
         error = ((latents - exact).pow(2).mean() / exact.pow(2).mean()).sqrt().item()
@@ -128,7 +130,7 @@ def search(demo: Demo, target: float) -> str:
     """Greedy: again and again, leave out the blocks of the two steps that change the latents least."""
     exact, _ = demo.draw(None)
     table = ["F"] * 20
-    searched = demo.caching.SEARCHED
+    searched = demo.caching.TABLES
 
     def error(candidate: list[str]) -> float:
         searched["balanced"] = "".join(candidate)
@@ -175,6 +177,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=4.5)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to measure")
     parser.add_argument("--search", type=float, metavar="PART", help="look for a table that computes this part")
     parser.add_argument("--plot", type=Path, help="write a picture of the table")
     args = parser.parse_args()
@@ -186,7 +189,7 @@ def main() -> int:
         if args.search is not None:
             print(search(demo, args.search))
             return 0
-        rows = measure(demo, args.rounds)
+        rows = measure(demo, args.rounds, args.only)
     if args.plot:
         plot(rows, args.plot)
     return 0

@@ -24,7 +24,7 @@ class PixArtStepCache(io.ComfyNode):
                     "method",
                     options=list(METHODS),
                     default="balanced",
-                    tooltip="balanced and fast are tables of steps for about 20 steps; schedule computes all blocks at "
+                    tooltip="gentle, balanced and fast are tables for about 20 steps; schedule computes all blocks at "
                     "every so many evaluations; threshold when the first blocks change; tgate ends guidance early.",
                 ),
                 io.Int.Input("every", default=2, min=1, max=20, tooltip="For schedule: all blocks at each so many."),

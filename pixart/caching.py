@@ -16,13 +16,14 @@ import torch
 FULL, PART, SKIP = "F", "P", "S"
 """Every block is computed; or the first and last ones, the middle being forecast; or none, all being forecast."""
 
-SEARCHED = {
-    "balanced": "FFSFSFSFFSFSFSFSFSFF",
-    "fast": "FFSSFSSFSSFSSFSSFSSF",
+TABLES = {
+    "gentle": "FFSFSFSFFSFSFSFSFSFF",
+    "balanced": "FFSSFSSFSSFSSFSSFSSF",
+    "fast": "FFSSSFSSSFSSSFSSSSSF",
 }
 """Which steps compute what, from the first step of a run to its last. A run of another length is stretched to it."""
 
-METHODS = (*SEARCHED, "schedule", "threshold", "tgate")
+METHODS = (*TABLES, "schedule", "threshold", "tgate")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class BlockCache:
 
         before = x
         x = self.compute(x, range(first, last), block)
-        if self.settings.method in SEARCHED:
+        if self.settings.method in TABLES:
             x = self.compute(x, range(last, depth), block)
             known.whole.record(position, without_residuals(x - start, residuals(range(depth))))
         else:
@@ -144,8 +145,8 @@ class BlockCache:
     def mode(self, known: Stream, progress: float) -> str:
         """What the settings say of an evaluation, before anything of it is computed."""
         settings = self.settings
-        if settings.method in SEARCHED:
-            table = SEARCHED[settings.method]
+        if settings.method in TABLES:
+            table = TABLES[settings.method]
             planned = table[min(int(progress * len(table) + 1e-6), len(table) - 1)]
             return planned if known.whole.values else FULL
         if settings.method == "schedule" and known.middle.values and known.since + 1 < settings.every:
