@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension
 
 from . import (
+    caching,
     caption_files,
     captions,
     checkpoint,
@@ -21,6 +22,7 @@ NODES = [
     *lora.NODES,
     *dreambooth.NODES,
     *resolution.NODES,
+    *caching.NODES,
 ]
 
 

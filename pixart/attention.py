@@ -13,6 +13,9 @@ from torch import nn
 
 Attention = Callable[..., torch.Tensor]
 
+GATE = "pixart_gate"
+"""Where ``transformer_options`` holds a ``CrossAttentionGate``."""
+
 
 def sdpa(q, k, v, heads: int, mask=None, transformer_options=None) -> torch.Tensor:
     """PyTorch's scaled dot-product attention with the calling convention above."""
@@ -60,10 +63,28 @@ class CrossAttention(nn.Module):
         self.kv_linear = operations.Linear(hidden_size, 2 * hidden_size, dtype=dtype, device=device)
         self.proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor, caption: torch.Tensor, bias, transformer_options: dict) -> torch.Tensor:
+    def forward(self, x, caption: torch.Tensor, bias, transformer_options: dict, keys_values=None) -> torch.Tensor:
+        """keys_values: what ``kv_linear`` gives for the caption, (B, L, 2D), where that is known already."""
+        gate, index = transformer_options.get(GATE), transformer_options.get("block_index")
+        frozen = None if gate is None else gate.get(index)
+        if frozen is not None:
+            return frozen
         q = self.q_linear(x)
-        k, v = self.kv_linear(caption).chunk(2, dim=-1)  # (B, L, D) each
-        return self.proj(patched_attention(self, "attn2", q, k, v, bias, transformer_options))
+        if keys_values is None:
+            keys_values = self.kv_linear(caption)
+        elif is_patched("attn2", transformer_options):
+            keys_values = keys_values.clone()  # a patch may write into what it is given
+        k, v = keys_values.chunk(2, dim=-1)  # (B, L, D) each
+        out = self.proj(patched_attention(self, "attn2", q, k, v, bias, transformer_options))
+        if gate is not None:
+            gate.keep(index, out)
+        return out
+
+
+def is_patched(name: str, transformer_options: dict) -> bool:
+    """Whether anything but the kernel sees the keys and values of attention ``name``."""
+    replaced = transformer_options.get("patches_replace", {}).get(name)
+    return bool(replaced or transformer_options.get("patches", {}).get(f"{name}_patch"))
 
 
 def patched_attention(layer, name: str, q, k, v, bias, transformer_options: dict) -> torch.Tensor:
