@@ -9,6 +9,7 @@ from . import (
     captions,
     checkpoint,
     resolution,
+    training,
 )
 from .host import folders
 
@@ -17,6 +18,7 @@ NODES = [
     *captions.NODES,
     *caption_files.NODES,
     *resolution.NODES,
+    *training.NODES,
 ]
 
 

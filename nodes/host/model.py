@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.model_base
 import comfy.model_management
@@ -165,13 +166,17 @@ def size_conds(kwargs: dict) -> dict:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What stays of a checkpoint file after its weights are in the model; t5: the encoder that it names, if any."""
+    """What stays of a checkpoint file after its weights are in the model.
+
+    t5: the encoder that it names, if any. path: the file or folder, for training, which starts from it anew.
+    """
 
     name: str
     config: PixArtConfig
     evidence: tuple[str, ...]
     null_caption: torch.Tensor | None
     t5: T5Mark | None = None
+    path: Path | None = None
 
 
 class PixArtSupport:
@@ -230,6 +235,7 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
         checkpoint.evidence,
         None if null is None else null.clone(),
         expected_t5(checkpoint.metadata, checkpoint.path),
+        checkpoint.path,
     )
     # On no device, since every parameter is replaced by the file's own tensor, not copied into. The layers of
     # quantised weights move what they are given to the device that they were made on.
