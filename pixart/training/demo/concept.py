@@ -87,9 +87,9 @@ def score(pipeline: PixArtPipeline, scenes: list[Scene], sheet: Path) -> int:
     return right
 
 
-def run(out: Path, method: str, steps: int, more: list[str]) -> dict:
-    """Before, training, after."""
-    demo = {part: DEMO / f"pixart-demo-{part}.safetensors" for part in ("sigma", "t5", "vae")}
+def run(out: Path, method: str, steps: int, folder: Path, more: list[str]) -> dict:
+    """Before, training, after. folder: with the demo's files; more: options for the training command."""
+    demo = {part: folder / f"pixart-demo-{part}.safetensors" for part in ("sigma", "t5", "vae")}
     pipeline = PixArtPipeline.load(demo["sigma"], demo["t5"], demo["vae"])
     new, old = scenes_of(True, 20, 11), scenes_of(False, 40, 12)
     figures: dict = {"method": method, "steps": steps}
@@ -104,6 +104,7 @@ def run(out: Path, method: str, steps: int, more: list[str]) -> dict:
         ["--pictures", str(out / "pictures"), "--class-pictures", str(out / "class"), *asked]
         + ["--class-count", str(CLASS_PICTURES), "--trigger", CONCEPT, "--out", str(out / method)]
         + ["--steps", str(steps), "--batch-size", "10", "--schedule", "cosine", "--warmup", "20", "--ema", "0.99"]
+        + ["--checkpoint", str(demo["sigma"]), "--t5", str(demo["t5"]), "--vae", str(demo["vae"])]
         + [*RECIPES[method], *more]
     )
     if code:
@@ -123,8 +124,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("concept-run"), help="folder for everything")
     parser.add_argument("--method", choices=tuple(RECIPES), default="lora")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--demo", type=Path, default=DEMO, help="folder with the demo's files")
     args, more = parser.parse_known_args()
-    sys.stdout.write(json.dumps(run(args.out, args.method, args.steps, more)) + "\n")
+    sys.stdout.write(json.dumps(run(args.out, args.method, args.steps, args.demo, more)) + "\n")
 
 
 if __name__ == "__main__":
