@@ -40,7 +40,7 @@ class PixArtTrainLora(io.ComfyNode):
                 io.String.Input(
                     "trigger",
                     default="",
-                    tooltip="The word that calls the concept. It is noted in the file; write it into captions yourself.",
+                    tooltip="The word that calls the concept, noted in the file. Write it into captions yourself.",
                 ),
                 io.Int.Input("steps", default=500, min=1, max=1000000, tooltip="Updates of the weights."),
                 io.Int.Input(
@@ -57,7 +57,7 @@ class PixArtTrainLora(io.ComfyNode):
                     max=1.0,
                     step=1e-7,
                     round=False,
-                    tooltip="Size of an update: 1e-4 is usual. Lower it when pictures break, raise it when nothing changes.",
+                    tooltip="Size of an update; 1e-4 is usual. Lower it if pictures break, raise it if none change.",
                 ),
                 io.Int.Input(
                     "rank",

@@ -34,7 +34,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def precision_for(choice: str) -> str:
-    """"auto" is bf16 where the device computes in it at full speed."""
+    """What “auto” stands for: bf16 where the device computes in it at full speed."""
     if choice != "auto":
         return choice
     return "bf16" if comfy.model_management.should_use_bf16(comfy.model_management.get_torch_device()) else "fp32"
@@ -100,7 +100,7 @@ def text_encoder(clip, model: PixArtModel):
 
 
 def picture_encoder(vae, model: PixArtModel, seed: int):
-    """Pictures through the host's VAE to the transformer's scale. What the VAE draws at random, it draws from ``seed``."""
+    """Pictures through the host's VAE to the transformer's scale; what the VAE draws at random comes from ``seed``."""
 
     def encode(picture: torch.Tensor) -> torch.Tensor:
         with torch.random.fork_rng():
@@ -138,8 +138,9 @@ def train_lora(
     pixart = pixart_model(model)
     if model.patches:
         raise ValueError(
-            "This MODEL carries changes to its weights, such as a LoRA, and training starts from the file alone: connect "
-            "PixArt Load Checkpoint directly. To train on top of a LoRA, save the merged model as a checkpoint first."
+            "This MODEL carries changes to its weights, such as a LoRA, and training starts from the file alone: "
+            "connect PixArt Load Checkpoint directly. To train on top of a LoRA, save the merged model as a checkpoint "
+            "first."
         )
     management = comfy.model_management
     name = safe_name(lora_name)

@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--class-count", type=int, default=0, metavar="N", help="let the model draw so many class pictures beforehand"
     )
+    p.add_argument("--class-batch", type=int, default=1, metavar="N", help="how many it draws at once (default: 1)")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for state, previews and the result")
     p.add_argument("--name", default="pixart-lora", help="of the trained file (default: %(default)s)")
     p.add_argument("--preview", action="append", default=[], metavar="PROMPT", help="draw this; may be repeated")
@@ -113,10 +114,15 @@ def train(args: argparse.Namespace) -> Path:
         open_checkpoint(args.checkpoint), args.t5, args.vae, args.tokenizer, args.clean_caption, accelerator.device
     )
     if args.class_count:
-        if not args.class_pictures or not args.class_caption:
-            raise ValueError("--class-count needs --class-pictures, a folder to draw into, and --class-caption.")
+        if not args.class_pictures or not args.class_caption or args.class_batch < 1:
+            raise ValueError(
+                "--class-count needs --class-pictures, a folder to draw into, --class-caption, and a --class-batch "
+                "of 1 or more."
+            )
         if accelerator.is_main_process:
-            draw_class_pictures(sources, args.class_pictures, args.class_caption, args.class_count, settings.seed)
+            draw_class_pictures(
+                sources, args.class_pictures, args.class_caption, args.class_count, settings.seed, args.class_batch
+            )
         accelerator.wait_for_everyone()
     examples = examples_of(args)
     if accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""Low-rank adapters on the transformer's linear layers (Hu et al., "LoRA", 2106.09685), written as diffusers has them."""
+"""Low-rank adapters on the transformer's linear layers (Hu et al., "LoRA", 2106.09685), in diffusers' form on disk."""
 
 from __future__ import annotations
 

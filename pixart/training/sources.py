@@ -111,10 +111,13 @@ def prepare(
     return features
 
 
-def draw_class_pictures(sources: Sources, folder: Path, captions: Sequence[str], count: int, seed: int) -> int:
+def draw_class_pictures(
+    sources: Sources, folder: Path, captions: Sequence[str], count: int, seed: int, batch: int = 1
+) -> int:
     """Fill ``folder`` up to ``count`` class pictures, drawn by the model itself before it is trained.
 
-    captions: taken in turn; each picture gets its own in a ``.txt``. Returns how many were drawn.
+    captions: taken in turn; each picture gets its own in a ``.txt``. batch: drawn at once, for speed.
+    Returns how many were drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     present = [file.stem for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
@@ -130,13 +133,15 @@ def draw_class_pictures(sources: Sources, folder: Path, captions: Sequence[str],
         dtype=sources.dtype,
         tokenizer=sources.tokenizer,
     )
-    for number in wanted:
-        caption = captions[number % len(captions)]
-        picture = pipeline(caption, seed=seed + number, clean=sources.clean)[0]
-        (folder / f"{names[number]}.txt").write_text(caption, encoding="utf-8")
-        partial = folder / f"{names[number]}.partial"
-        picture.save(partial, format="PNG")
-        os.replace(partial, folder / f"{names[number]}.png")  # last, so that a picture that is there is whole
+    for start in range(0, len(wanted), batch):
+        numbers = wanted[start : start + batch]
+        some = [captions[number % len(captions)] for number in numbers]
+        pictures = pipeline(some, seed=seed + numbers[0], clean=sources.clean)
+        for number, caption, picture in zip(numbers, some, pictures, strict=True):
+            (folder / f"{names[number]}.txt").write_text(caption, encoding="utf-8")
+            partial = folder / f"{names[number]}.partial"
+            picture.save(partial, format="PNG")
+            os.replace(partial, folder / f"{names[number]}.png")  # last, so that a picture that is there is whole
     del pipeline
     gc.collect()
     return len(wanted)

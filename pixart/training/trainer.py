@@ -37,7 +37,7 @@ MISSING = (
 
 @dataclass(frozen=True)
 class Progress:
-    """After an update. step: updates done; loss: of this process's pictures; norm: of all gradients, before clipping."""
+    """After an update. step: updates done; loss: of this process's pictures; norm: of the gradient before clipping."""
 
     step: int
     steps: int
@@ -258,7 +258,7 @@ class Trainer:
         return self.average or {name: parameter.detach() for name, parameter in self.trained.items()}
 
     def save(self) -> None:
-        """Write the state to go on from, and the trained file as of now; nothing before the first update or amid one."""
+        """Write the state to go on from, and the trained file as of now; not before the first update, nor amid one."""
         if not self.is_main or not self.step or not self.is_whole:
             return
         self.out.mkdir(parents=True, exist_ok=True)
@@ -302,8 +302,8 @@ class Trainer:
             )
         if state["step"] > self.settings.steps:
             raise ValueError(
-                f"{path} has {state['step']} updates behind it, and steps is {self.settings.steps}. Ask for more steps, "
-                "or choose another output folder."
+                f"{path} has {state['step']} updates behind it, and steps is {self.settings.steps}. Ask for more "
+                "steps, or choose another output folder."
             )
         with torch.no_grad():
             for name, value in state["trained"].items():

@@ -72,7 +72,9 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
     os.replace(partial, path)
 
 
-def common_metadata(base: Base, settings: TrainSettings, step: int, trigger: str, title: str, run: str) -> dict[str, str]:
+def common_metadata(
+    base: Base, settings: TrainSettings, step: int, trigger: str, title: str, run: str
+) -> dict[str, str]:
     """What every trained file tells, in the words of the modelspec standard and in ours."""
     kind = "/lora" if settings.method == LORA else ""
     side = settings.resolution or base.config.native_pixels

@@ -1,4 +1,4 @@
-"""Training a LoRA as a node: in a running server with its bar, previews and interrupt, and what the host makes of the file."""
+"""Training a LoRA as a node: in a running server, with bar, previews and interrupt; and the file in the host."""
 
 from __future__ import annotations
 

@@ -326,7 +326,7 @@ def test_pictures_are_cropped_to_the_nearest_bin_of_the_resolution():
 
 
 def test_the_trained_file_is_what_peft_reads(base, tmp_path, accelerator):
-    """The adapters that PEFT makes from the file's own metadata hold every tensor of it, and B @ A is what was trained."""
+    """The adapters that PEFT makes from the file's own metadata hold every tensor of it, and draw what was trained."""
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
     run = trainer(base, tmp_path, accelerator, targets="all", alpha=2.0)
@@ -334,7 +334,9 @@ def test_the_trained_file_is_what_peft_reads(base, tmp_path, accelerator):
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     told = json.loads(metadata["lora_adapter_metadata"])
-    config = LoraConfig(**{key.removeprefix("transformer."): value for key, value in told.items() if "peft_type" not in key})
+    told = {key.removeprefix("transformer."): value for key, value in told.items()}
+    assert told.pop("peft_type") == "LORA"
+    config = LoraConfig(**told)
     assert config.r == config.lora_alpha == int(metadata["pixart_rank"]) == int(metadata["pixart_alpha"]) == 4
 
     from diffusers import PixArtTransformer2DModel
@@ -582,7 +584,7 @@ WRONG = {
     "unreadable picture": (broken_picture, ("--caption", "x"), "bad.png is no picture that can be read"),
     "no caption": (lambda folder: Image.new("RGB", (64, 64)).save(folder / "a.png"), (), "a.png has no caption"),
     "no UTF-8": (
-        lambda folder: (Image.new("RGB", (64, 64)).save(folder / "a.png"), (folder / "a.txt").write_bytes(b"\xff\xfe1")),
+        lambda f: (Image.new("RGB", (64, 64)).save(f / "a.png"), (f / "a.txt").write_bytes(b"\xff\xfe1")),
         (),
         "a.txt is no UTF-8 text",
     ),

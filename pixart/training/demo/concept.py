@@ -102,7 +102,8 @@ def run(out: Path, method: str, steps: int, folder: Path, more: list[str]) -> di
     asked = [part for caption in class_captions for part in ("--class-caption", caption)]
     code = command.main(
         ["--pictures", str(out / "pictures"), "--class-pictures", str(out / "class"), *asked]
-        + ["--class-count", str(CLASS_PICTURES), "--trigger", CONCEPT, "--out", str(out / method)]
+        + ["--class-count", str(CLASS_PICTURES), "--class-batch", "10"]
+        + ["--trigger", CONCEPT, "--out", str(out / method)]
         + ["--steps", str(steps), "--batch-size", "10", "--schedule", "cosine", "--warmup", "20", "--ema", "0.99"]
         + ["--checkpoint", str(demo["sigma"]), "--t5", str(demo["t5"]), "--vae", str(demo["vae"])]
         + [*RECIPES[method], *more]

@@ -49,7 +49,10 @@ POLYGONS = {
         *((0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4)),
     ],
 }
-"""Outlines for radius 1; the cross is in no caption of the demo, and serves to teach it something new. A circle has none: it is its own distance function."""
+"""Outlines for radius 1. A circle has none: it is its own distance function.
+
+The cross is in no caption of the demo: it is there to be taught.
+"""
 
 
 def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
