@@ -85,7 +85,7 @@ def main() -> None:
         out = Path(folder)
         seen["t5_file"] = write_t5(out / "t5.safetensors")
         write_base(out / "base.safetensors")
-        accelerator = make_accelerator("cpu")
+        accelerator = make_accelerator(cpu=True)
         seen["before"] = resident()
         base = open_checkpoint(out / "base.safetensors")
         sources = Measured(base, out / "t5.safetensors", DEMO / "pixart-demo-vae.safetensors")

@@ -144,7 +144,7 @@ def train_lora(
         )
     management = comfy.model_management
     name = safe_name(lora_name)
-    accelerator = make_accelerator(management.get_torch_device())
+    accelerator = make_accelerator(management.is_device_cpu(management.get_torch_device()))
     checkpoint = open_checkpoint(pixart.pixart.path, pixart.pixart.config.family)
     resolution = settings.resolution or checkpoint.config.native_pixels
     features = cache.compute(
@@ -159,7 +159,7 @@ def train_lora(
     bar, shown = comfy.utils.ProgressBar(settings.steps), []
 
     def on_preview(step: int, latents: torch.Tensor) -> None:
-        with torch.no_grad():
+        with torch.inference_mode():  # as the host runs its VAE
             shown.append(vae.decode(pixart.process_latent_out(latents)).float().cpu())
 
     seen = 0
@@ -213,9 +213,11 @@ def with_lora(model, file: Path):
 
 
 def feature_digest(features: cache.Features) -> str:
-    """Equal for the same encoded captions and pictures: a change of T5 or VAE is another training."""
-    totals = [float(t.double().abs().sum()) for t in (*features.captions, *features.latents)]
-    return repr(totals)
+    """Equal for the same encoded captions and pictures: a change of T5 or VAE is another training, one of the
+    previews is not.
+    """
+    learned = [features.captions[index] for index in sorted({features.null, *features.caption_of})]
+    return repr([float(t.double().abs().sum()) for t in (*learned, *features.latents)])
 
 
 def safe_name(name: str) -> str:

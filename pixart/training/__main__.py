@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--vae", type=Path, default=DEMO / "pixart-demo-vae.safetensors", metavar="FILE")
     p.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model, for a T5 file that has none inside")
     p.add_argument("--clean-caption", action="store_true", help="clean captions as PixArt-α's training data was")
-    p.add_argument("--device", default="auto", help="auto or cpu (default: %(default)s)")
+    p.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto or cpu (default: %(default)s)")
     p.add_argument("--save-dtype", choices=SAVE_DTYPES, default="fp32", help="of the trained file (default: fp32)")
     group = p.add_argument_group("training")
     for field in fields(TrainSettings):
@@ -107,7 +107,7 @@ def train(args: argparse.Namespace) -> Path:
     from .writing import file_sha
 
     settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
-    accelerator = make_accelerator("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
+    accelerator = make_accelerator(args.device == "cpu")
     if accelerator.is_main_process:
         logging.getLogger("pixart").setLevel(logging.INFO)
     sources = Sources(

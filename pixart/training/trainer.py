@@ -45,8 +45,11 @@ class Progress:
     norm: float
 
 
-def make_accelerator(device: torch.device | str):
-    """accelerate's Accelerator, which finds the other processes. Raises ValueError where the package is missing."""
+def make_accelerator(cpu: bool = False):
+    """accelerate's Accelerator, which finds the other processes and, unless ``cpu``, this one's card.
+
+    Raises ValueError where the package is missing.
+    """
     try:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
@@ -54,7 +57,7 @@ def make_accelerator(device: torch.device | str):
         raise ValueError(MISSING) from error
     # Its own mixed precision is a setting of the whole process; here it is one of the run.
     return Accelerator(
-        cpu=torch.device(device).type == "cpu",
+        cpu=cpu,
         mixed_precision="no",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )

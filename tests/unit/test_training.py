@@ -95,7 +95,7 @@ def random_features(shapes=((4, 8, 8),) * 4 + ((4, 6, 10),) * 2, prior=2) -> cac
 
 @pytest.fixture(scope="module")
 def accelerator():
-    return make_accelerator("cpu")
+    return make_accelerator(cpu=True)
 
 
 def trainer(base: Path, out: Path, accelerator, features=None, run="run", **settings) -> Trainer:
@@ -648,7 +648,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 def test_without_accelerate_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ValueError, match="pip install accelerate"):
-        make_accelerator("cpu")
+        make_accelerator(cpu=True)
 
 
 def test_random_numbers_depend_on_the_key_alone():
