@@ -12,6 +12,7 @@ from . import (
     dreambooth,
     lora,
     resolution,
+    training,
 )
 from .host import folders
 
@@ -23,6 +24,7 @@ NODES = [
     *dreambooth.NODES,
     *resolution.NODES,
     *caching.NODES,
+    *training.NODES,
 ]
 
 

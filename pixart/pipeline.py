@@ -74,6 +74,16 @@ class Autoencoder:
         return (self.model.decode(z.to(dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
 
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, 8h, 8w) in [0, 1] → z (B, C, h, w), float32: what ``decode`` takes, the mean where the model
+        gives a distribution.
+        """
+        encoder = next(self.model.encoder.parameters())
+        encoded = self.model.encode((pictures * 2 - 1).to(encoder))
+        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return z.float() / self.scale + self.shift
+
+
 def load_autoencoder(
     path: str | Path, latent_scale: float, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Autoencoder:

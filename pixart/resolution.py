@@ -151,14 +151,17 @@ def advice(height: int, width: int, native_pixels: int) -> str | None:
     stretch = max(height / width, width / height)
     if 1 / _FAR_AREA < area < _FAR_AREA and stretch <= 4 * _FAR_RATIO:
         return None
-    fit_height, fit_width = _native_size(height, width, native_pixels)
+    fit_height, fit_width = trained_size(height, width, native_pixels)
     said = f"{area:.2g} times the area" if not 1 / _FAR_AREA < area < _FAR_AREA else f"an aspect of {stretch:.2g}:1"
     known = f"trained around {native_pixels} × {native_pixels}" if "area" in said else "trained up to 4:1"
     return f"{width} × {height} is {said} for a checkpoint {known}; {fit_width} × {fit_height} fits."
 
 
-def _native_size(height: int, width: int, native_pixels: int) -> tuple[int, int]:
-    """(height, width) of the nearest ratio at a checkpoint's own size, which need not be one of BASES."""
+def trained_size(height: int, width: int, native_pixels: int) -> tuple[int, int]:
+    """(height, width) of the bin with the nearest ratio at a checkpoint's own size, which need not be one of BASES.
+
+    Raises ValueError for sizes below 1.
+    """
     if native_pixels in BASES:
         entry = nearest_bin(height, width, native_pixels)
         return entry.height, entry.width

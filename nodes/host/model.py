@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.model_base
 import comfy.model_management
@@ -185,6 +186,7 @@ class CheckpointFacts:
     """What stays of a checkpoint file after its weights are in the model.
 
     t5: the encoder that it names, if any. formats: the quantised formats, besides fp8, that some layers are kept in.
+    path: the file or folder, for training, which starts from it anew.
     """
 
     name: str
@@ -193,6 +195,7 @@ class CheckpointFacts:
     null_caption: torch.Tensor | None
     t5: T5Mark | None = None
     formats: tuple[str, ...] = ()
+    path: Path | None = None
 
 
 class PixArtSupport:
@@ -252,6 +255,7 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
         None if null is None else null.clone(),
         expected_t5(checkpoint.metadata, checkpoint.path),
         tuple(sorted(set(checkpoint.formats.values()))),
+        checkpoint.path,
     )
     # On no device, since every parameter is replaced by the file's own tensor, not copied into. The layers of
     # quantised weights move what they are given to the device that they were made on.
