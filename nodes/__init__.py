@@ -10,7 +10,7 @@ from . import (
     checkpoint,
     resolution,
 )
-from .host import folders
+from .host import folders, replacements, routes
 
 NODES = [
     *checkpoint.NODES,
@@ -24,6 +24,8 @@ class PixArtExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register_demo()
         folders.register_captions()
+        routes.register()
+        await replacements.register({node.GET_SCHEMA().node_id for node in NODES})
 
     async def get_node_list(self) -> list:
         return NODES

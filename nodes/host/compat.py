@@ -46,3 +46,12 @@ def make_clip(*arguments, disable_dynamic: bool = False, **keywords):
     if "disable_dynamic" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
         keywords["disable_dynamic"] = disable_dynamic
     return comfy.sd.CLIP(*arguments, **keywords)
+
+
+def host_version() -> str:
+    """ComfyUI's own version, "unknown" for builds that do not carry it."""
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return "unknown"
+    return __version__
