@@ -32,13 +32,13 @@ export function isLinked(node, name) {
 
 /** Set a widget as the user would: its callback runs, and the change can be undone. */
 export function choose(node, values) {
-  node.graph?.beforeChange?.();
+  app.canvas?.emitBeforeChange?.();
   for (const [name, value] of Object.entries(values)) {
     const widget = widgetOf(node, name);
     widget.value = value;
     widget.callback?.(value);
   }
-  node.graph?.afterChange?.();
+  app.canvas?.emitAfterChange?.();
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
@@ -93,7 +93,7 @@ function feeding(node, slot) {
   const id = node.inputs[slot]?.link;
   const link = id == null ? null : node.graph?.getLink?.(id) ?? node.graph?.links?.get?.(id);
   if (!link) return undefined;
-  if (link.origin_id === SUBGRAPH_INPUT) {
+  if (Number(link.origin_id) === SUBGRAPH_INPUT) {
     const holder = holders(node.graph, app.rootGraph ?? app.graph).next().value;
     return holder && feeding(holder, link.origin_slot);
   }

@@ -67,6 +67,18 @@ PixArtControlNetCond and PixArtT5FromSD3CLIP have no counterpart whose inputs me
 """
 
 
+class Replacement(io.NodeReplace):
+    """A replacement whose outputs keep their places, which only the front end is told.
+
+    The host, when it replaces nodes in a prompt, would follow ``output_mapping`` by the names that the inputs at the
+    other end had before, and fails with HTTP 500 where those nodes were replaced first (seen in 0.14.0 to 0.33.0).
+    """
+
+    def as_dict(self) -> dict:
+        count = 2 if self.old_node_id == "PixArtResolutionSelect" else 1
+        return {**super().as_dict(), "output_mapping": [{"new_idx": i, "old_idx": i} for i in range(count)]}
+
+
 async def register(node_ids: Collection[str]) -> None:
     """Tell the host, for those new nodes that this pack has; where there is no server, nobody opens workflows."""
     if getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None) is None:
@@ -75,16 +87,5 @@ async def register(node_ids: Collection[str]) -> None:
     for old, new, widgets, mapping in REPLACEMENTS:
         if new in node_ids:
             await api.node_replacement.register(
-                io.NodeReplace(
-                    new_node_id=new,
-                    old_node_id=old,
-                    old_widget_ids=widgets,
-                    input_mapping=mapping,
-                    output_mapping=outputs(old),
-                )
+                Replacement(new_node_id=new, old_node_id=old, old_widget_ids=widgets, input_mapping=mapping)
             )
-
-
-def outputs(old: str) -> list[dict]:
-    count = 2 if old == "PixArtResolutionSelect" else 1
-    return [{"new_idx": index, "old_idx": index} for index in range(count)]

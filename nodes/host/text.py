@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import comfy.model_management
@@ -24,6 +25,8 @@ NAME = "t5xxl"
 
 END, PAD = 1, 0
 XXL_WIDTH = 4096
+
+EMBEDDING_WORD = re.compile(r"embedding:[^\s,:()]+")
 
 PROVENANCE = "pixart_caption"
 """Where a conditioning's dict says what was encoded and by which T5."""
@@ -233,15 +236,15 @@ def cut(clip, text: str, max_tokens: int) -> tuple[dict, int, str]:
 class Counter:
     """The tokenizer of a T5 file without its encoder: counts and cuts exactly as the node does.
 
-    path: None for T5's vocabulary as the host ships it. Textual embeddings are counted as the words they are written
-    with, since their files are not opened here. Raises ValueError when the file is no T5 v1.1 encoder.
+    path: None for T5's vocabulary as the host ships it. Textual embeddings are left out, since their files are not
+    opened here. Raises ValueError when the file is no T5 v1.1 encoder.
     """
 
     def __init__(self, path: str | None):
         self.tokenizer = tokenizer_class(open_t5(path) if path else None)(embedding_directory=None)
 
     def tokenize(self, text: str) -> dict:
-        return self.tokenizer.tokenize_with_weights(text)
+        return self.tokenizer.tokenize_with_weights(EMBEDDING_WORD.sub("", text))
 
     def count(self, text: str, max_tokens: int) -> tuple[int, str]:
         """(number of tokens, text that ``max_tokens`` leaves out)."""
