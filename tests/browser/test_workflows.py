@@ -67,6 +67,7 @@ def test_an_old_workflow_is_replaced_and_draws(front_end: FrontEnd, name: str):
     front_end.open({"Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en", "Comfy.NodeReplacement.Enabled": True})
     page = front_end.page
     page.evaluate(LOAD, json.loads((OLD / f"{name}.json").read_text(encoding="utf-8")))
+    page.get_by_role("button", name="View details").click(timeout=60_000)
     page.get_by_role("button", name=re.compile("Replace All|Replace Node")).first.click(timeout=60_000)
     page.wait_for_function(f"() => !({TYPES})().some(type => /^(PixArtCheckpointLoader|T5)/.test(type))")
     assert front_end.unknown_nodes() == []
