@@ -66,12 +66,22 @@ export function attach(node, { name, root, height, watched, refresh, leave }) {
     getMaxHeight: () => height,
   });
   widget.serialize = false;
+  let added = Boolean(node.graph);
+  chain(node, "onAdded", () => {
+    added = true;
+  });
+  const changed = () => {
+    // Where a missing node is replaced, the front end (1.49) puts the new one into the graph without a word to it, and
+    // then neither its text fields nor these elements would be shown.
+    if (!added && node.graph) node.onAdded(node.graph);
+    refresh();
+  };
   for (const each of watched) {
     const other = widgetOf(node, each);
-    if (other) chain(other, "callback", refresh);
+    if (other) chain(other, "callback", changed);
   }
-  chain(node, "onConfigure", refresh);
-  chain(node, "onConnectionsChange", refresh);
+  chain(node, "onConfigure", changed);
+  chain(node, "onConnectionsChange", changed);
   if (leave) chain(node, "onRemoved", leave);
   root.addEventListener("pointerenter", refresh);
   node.setSize([Math.max(node.size[0], 280), Math.max(node.size[1], node.computeSize()[1])]);

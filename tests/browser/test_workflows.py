@@ -71,6 +71,8 @@ def test_an_old_workflow_is_replaced_and_draws(front_end: FrontEnd, name: str):
     page.get_by_role("button", name=re.compile("Replace All|Replace Node")).first.click(timeout=60_000)
     page.wait_for_function(f"() => !({TYPES})().some(type => /^(PixArtCheckpointLoader|T5)/.test(type))")
     assert front_end.unknown_nodes() == []
+    expect(page.locator(".pixart-tokens")).to_have_count(2)
+    expect(page.locator("textarea").locator("visible=true")).to_have_count(2)
     values = page.evaluate("""() => Object.fromEntries(app.graph.nodes.filter(node => node.type.startsWith("PixArt"))
         .map(node => [node.type, node.widgets.filter(w => w.serialize !== false).map(w => w.value)]))""")
     assert values["PixArtLoadCheckpoint"] == ["pixart-demo-sigma.safetensors", "auto", "auto"]
