@@ -14,7 +14,7 @@ from . import (
     resolution,
     training,
 )
-from .host import folders
+from .host import folders, replacements, routes
 
 NODES = [
     *checkpoint.NODES,
@@ -32,6 +32,8 @@ class PixArtExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register_demo()
         folders.register_captions()
+        routes.register()
+        await replacements.register({node.GET_SCHEMA().node_id for node in NODES})
 
     async def get_node_list(self) -> list:
         return NODES

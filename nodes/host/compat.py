@@ -75,3 +75,12 @@ def weights_in_use(patcher) -> tuple:
     """Changes when the host's hooks change the weights of a MODEL in the middle of a sampling run."""
     hooks = getattr(patcher, "current_hooks", None)
     return () if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
+
+
+def host_version() -> str:
+    """ComfyUI's own version, "unknown" for builds that do not carry it."""
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return "unknown"
+    return __version__
