@@ -38,7 +38,16 @@ FIGURES = "training.json"
 LIMIT = 16 * 2**20
 """Bytes that the three files may take together."""
 
-STAGES = ("text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen", "diffusion", "outlines", "polish", "practice")
+STAGES = (
+    "text",
+    "autoencoder-encoder",
+    "autoencoder-decoder",
+    "autoencoder-sharpen",
+    "diffusion",
+    "outlines",
+    "polish",
+    "practice",
+)
 
 LICENSE = "Apache-2.0"
 
