@@ -60,10 +60,21 @@ class CrossAttention(nn.Module):
         self.kv_linear = operations.Linear(hidden_size, 2 * hidden_size, dtype=dtype, device=device)
         self.proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor, caption: torch.Tensor, bias, transformer_options: dict) -> torch.Tensor:
+    def forward(self, x, caption: torch.Tensor, bias, transformer_options: dict, keys_values=None) -> torch.Tensor:
+        """keys_values: what ``kv_linear`` gives for the caption, (B, L, 2D), where that is known already."""
         q = self.q_linear(x)
-        k, v = self.kv_linear(caption).chunk(2, dim=-1)  # (B, L, D) each
+        if keys_values is None:
+            keys_values = self.kv_linear(caption)
+        elif is_patched("attn2", transformer_options):
+            keys_values = keys_values.clone()  # a patch may write into what it is given
+        k, v = keys_values.chunk(2, dim=-1)  # (B, L, D) each
         return self.proj(patched_attention(self, "attn2", q, k, v, bias, transformer_options))
+
+
+def is_patched(name: str, transformer_options: dict) -> bool:
+    """Whether anything but the kernel sees the keys and values of attention ``name``."""
+    replaced = transformer_options.get("patches_replace", {}).get(name)
+    return bool(replaced or transformer_options.get("patches", {}).get(f"{name}_patch"))
 
 
 def patched_attention(layer, name: str, q, k, v, bias, transformer_options: dict) -> torch.Tensor:

@@ -10,7 +10,6 @@ import comfy.model_management
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...pixart.checkpoint import Checkpoint, open_checkpoint, state_dict_to_save
@@ -18,7 +17,7 @@ from ...pixart.checkpoint.fp8 import FLOAT8, kept_dtype
 from ...pixart.config import ALPHA, PixArtConfig
 from ...pixart.text.provenance import T5Mark, check_t5, expected_t5
 from ...pixart.transformer import PixArtTransformer
-from . import compat
+from . import compat, run
 from .conds import PaddedCond
 from .diagnosis import explain, is_finite
 
@@ -49,7 +48,7 @@ ALIGNMENT = 64
 
 def host_attention(q, k, v, heads: int, mask=None, transformer_options=None) -> torch.Tensor:
     """The host's chosen attention backend, with overrides from ``transformer_options``."""
-    return optimized_attention(q, k, v, heads, mask=mask, transformer_options=transformer_options or {})
+    return compat.attention(q.device)(q, k, v, heads, mask=mask, transformer_options=transformer_options or {})
 
 
 class HostTransformer(PixArtTransformer):
@@ -96,6 +95,23 @@ class PixArtModel(comfy.model_base.PixArt):
             again = super().apply_model
             raise ValueError(explain(self, x, kwargs.get("c_crossattn"), lambda: again(x, *args, **kwargs)))
         return out
+
+    def _apply_model(
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
+    ):
+        """The host's, with what the sampling run has learned of these captions at an earlier step."""
+        options = transformer_options or {}
+        state = options.get(run.STATE)
+        if state is not None and c_crossattn is not None:
+            c_crossattn, options = state.prepare(self, x, c_crossattn, kwargs.get("caption_mask"), options)
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def process_timestep(self, timestep, **kwargs):
+        """One timestep of the whole batch as one number, expanded, which the transformer knows by its stride."""
+        timestep = super().process_timestep(timestep, **kwargs)
+        if timestep.ndim == 1 and timestep.shape[0] > 1 and bool((timestep == timestep[0]).all()):
+            return timestep[:1].expand(timestep.shape[0])
+        return timestep
 
     def extra_conds(self, **kwargs) -> dict:
         out = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
@@ -236,6 +252,7 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
     model = PixArtModel(model_config, facts, device=None if quantised else torch.device("meta")).eval()
     model.device = offload_device
     patcher = compat.core_patcher(model, load_device, offload_device, disable_dynamic)
+    run.attach(patcher)
     in_use = dtype == compute and management.is_device_cpu(load_device)
     state = weights_to_keep(checkpoint, dtype, compute, in_use)
     model.load_model_weights(state, "", assign=True)
