@@ -9,6 +9,7 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.ldm.modules import attention
 
 
 def is_dynamic(patcher) -> bool:
@@ -46,3 +47,8 @@ def make_clip(*arguments, disable_dynamic: bool = False, **keywords):
     if "disable_dynamic" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
         keywords["disable_dynamic"] = disable_dynamic
     return comfy.sd.CLIP(*arguments, **keywords)
+
+
+def attention_backend() -> str:
+    """The name of the host's chosen attention function, such as attention_pytorch or attention_sub_quad."""
+    return attention.optimized_attention.__name__

@@ -150,8 +150,10 @@ class DiffusionTask:
         t = torch.randint(0, 1000, (batch,))
         t = torch.where(torch.rand(batch) < phase.layout, torch.randint(*LAYOUT, (batch,)), t)
         noise = torch.randn_like(latents)
-        predicted = self.model(self.noise.add(latents, noise, t), t, caption, mask, **conditions)
-        error = (predicted - noise).pow(2).mean(dim=(1, 2, 3))
+        noisy = self.noise.add(latents, noise, t)
+        predicted = self.model(noisy, t, caption, mask, **conditions)
+        wanted = self.target(noise, noisy, t, caption, mask, conditions)
+        error = (predicted - wanted).pow(2).mean(dim=(1, 2, 3))
         loss = (error * self.weight[t]).mean()
 
         for group in self.optimizer.param_groups:
@@ -162,6 +164,10 @@ class DiffusionTask:
         self.optimizer.step()
         self.ema.update(self.model, index)
         return {"loss": loss.item(), "error": error.mean().item(), "norm": norm.item()}
+
+    def target(self, noise, noisy, t, caption, mask, conditions: dict) -> torch.Tensor:
+        """What the model is to predict."""
+        return noise
 
     def captions_or_null(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoded captions and their mask, one in ten replaced by the null caption."""
