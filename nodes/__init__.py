@@ -8,6 +8,7 @@ from . import (
     caption_files,
     captions,
     checkpoint,
+    compression,
     resolution,
 )
 from .host import folders
@@ -17,6 +18,7 @@ NODES = [
     *captions.NODES,
     *caption_files.NODES,
     *resolution.NODES,
+    *compression.NODES,
 ]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .attention import Attention, CrossAttention, SelfAttention, attention_block_name, caption_bias, sdpa
+from .compression import GRID
 from .config import PixArtConfig
 from .embeddings import CaptionEmbedder, Mlp, PatchEmbed, ScalarEmbedder, position_grid
 from .prepared import PreparedCaption, different_rows, longest
@@ -50,13 +51,17 @@ def narrow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 class Block(nn.Module):
     """Self-attention and MLP under adaLN-single, with cross-attention to the caption between them."""
 
-    def __init__(self, config: PixArtConfig, attention: Attention, dtype=None, device=None, operations=nn):
+    def __init__(
+        self, config: PixArtConfig, attention: Attention, kv_ratio: int = 1, dtype=None, device=None, operations=nn
+    ):
         super().__init__()
         factory = {"dtype": dtype, "device": device}
         size = config.hidden_size
         norm = {"elementwise_affine": False, "eps": LAYER_NORM_EPS, **factory}
         self.norm1 = operations.LayerNorm(size, **norm)
-        self.attn = SelfAttention(size, config.num_heads, attention, **factory, operations=operations)
+        self.attn = SelfAttention(
+            size, config.num_heads, attention, kv_ratio, config.qk_norm, **factory, operations=operations
+        )
         self.cross_attn = CrossAttention(size, config.num_heads, attention, **factory, operations=operations)
         self.norm2 = operations.LayerNorm(size, **norm)
         self.mlp = Mlp(size, config.mlp_hidden_size, size, **factory, operations=operations)
@@ -114,7 +119,9 @@ class PixArtTransformer(nn.Module):
         self.y_embedder = CaptionEmbedder(
             config.caption_channels, size, config.max_caption_tokens, config.null_caption, **factory
         )
-        self.blocks = nn.ModuleList(Block(config, attention, **factory) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, attention, config.kv_ratio(index), **factory) for index in range(config.depth)
+        )
         self.final_layer = FinalLayer(config, **factory)
 
     def forward(
@@ -155,6 +162,7 @@ class PixArtTransformer(nn.Module):
         height, width = x.shape[-2:]
         x = self.pad_to_patch(x)
         rows, columns = (side // config.patch_size for side in x.shape[-2:])
+        options[GRID] = (rows, columns)
 
         tokens = self.x_embedder(x)  # (B, N, D)
         tokens = tokens + self.position_grid(rows, columns, tokens, options.get(GRIDS))

@@ -69,3 +69,8 @@ def weights_in_use(patcher) -> tuple:
     """Changes when the host's hooks change the weights of a MODEL in the middle of a sampling run."""
     hooks = getattr(patcher, "current_hooks", None)
     return () if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
+
+
+def attention_backend(device: torch.device) -> str:
+    """The name of the attention function that is used on a device, such as attention_pytorch or attention_sub_quad."""
+    return attention(device).__name__

@@ -26,6 +26,11 @@ _NEW_NAMES = {
 }
 
 
+_MATRICES = tuple(
+    f".{layer}.weight" for layer in ("attn.qkv", "attn.proj", "q_linear", "kv_linear", "cross_attn.proj", "fc1", "fc2")
+)
+
+
 def kept_dtype(name: str, dtype: torch.dtype, compute: torch.dtype) -> torch.dtype:
     """The type to keep a transformer's tensor in, ``dtype`` having been asked for and ``compute`` being computed in.
 
@@ -36,7 +41,7 @@ def kept_dtype(name: str, dtype: torch.dtype, compute: torch.dtype) -> torch.dty
     """
     if dtype not in FLOAT8:
         return dtype
-    is_block_matrix = name.startswith("blocks.") and name.endswith(".weight")
+    is_block_matrix = name.startswith("blocks.") and name.endswith(_MATRICES)
     return dtype if is_block_matrix else compute
 
 

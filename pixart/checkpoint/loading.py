@@ -16,7 +16,7 @@ from .detect import AUTO, FAMILIES, config_metadata, detect_config
 from .files import Weights, read_config, read_weights, shard_note
 from .foreign import name_foreign
 from .fp8 import FLOAT8, METADATA, dequantise, is_companion, read_companions
-from .keys import DIFFUSERS, KeyPlan, OriginalState, list_names, plan_keys, split_block_name
+from .keys import DIFFUSERS, KeyPlan, OriginalState, list_names, plan_keys
 from .save import CONFIG_KEY, config_from_tensor
 
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8})
@@ -226,14 +226,9 @@ def _check_names(
 
 
 def _expected_shapes(config: PixArtConfig) -> dict[str, tuple[int, ...]]:
-    """Name → shape of ``PixArtTransformer(config)``; one block stands for all, so that depth costs nothing."""
-    model = PixArtTransformer(replace(config, depth=1), device="meta")
-    expected: dict[str, tuple[int, ...]] = {}
-    for name, tensor in model.state_dict().items():
-        block = split_block_name(name)
-        for index in range(config.depth if block else 1):
-            expected[f"blocks.{index}.{block[1]}" if block else name] = tuple(tensor.shape)
-    return expected
+    """Name → shape of ``PixArtTransformer(config)``."""
+    model = PixArtTransformer(config, device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _unexpected(names: list[str]) -> str:

@@ -150,8 +150,10 @@ class DiffusionTask:
         t = torch.randint(0, 1000, (batch,))
         t = torch.where(torch.rand(batch) < phase.layout, torch.randint(*LAYOUT, (batch,)), t)
         noise = torch.randn_like(latents)
-        predicted = self.model(self.noise.add(latents, noise, t), t, caption, mask, **conditions)
-        error = (predicted - noise).pow(2).mean(dim=(1, 2, 3))
+        noisy = self.noise.add(latents, noise, t)
+        predicted = self.model(noisy, t, caption, mask, **conditions)
+        wanted = self.target(noise, noisy, t, caption, mask, conditions)
+        error = (predicted - wanted).pow(2).mean(dim=(1, 2, 3))
         loss = (error * self.weight[t]).mean()
 
         for group in self.optimizer.param_groups:
@@ -165,6 +167,10 @@ class DiffusionTask:
 
     def scene_and_caption(self) -> tuple[Scene, str]:
         return random_caption(self.rng)
+
+    def target(self, noise, noisy, t, caption, mask, conditions: dict) -> torch.Tensor:
+        """What the model is to predict."""
+        return noise
 
     def captions_or_null(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoded captions and their mask, one in ten replaced by the null caption."""
