@@ -9,6 +9,7 @@ from . import (
     captions,
     checkpoint,
     compression,
+    controlnet,
     resolution,
 )
 from .host import folders
@@ -19,6 +20,7 @@ NODES = [
     *caption_files.NODES,
     *resolution.NODES,
     *compression.NODES,
+    *controlnet.NODES,
 ]
 
 

@@ -9,6 +9,7 @@ load a state dict, or see ``pixart.training.initialise``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -99,6 +100,18 @@ class FinalLayer(nn.Module):
         return self.linear(narrow(modulated_norm(self.norm_final, x, shift, scale), t.dtype))
 
 
+class Embedded(NamedTuple):
+    """What the first block is given: tokens (B, N, D), t (B or 1, D) for the final layer and t0 (B or 1, 6, D) for the
+    blocks, caption (B, L, D), its bias (B, 1, 1, L) or None, and what else is known of the caption, or None."""
+
+    tokens: torch.Tensor
+    t: torch.Tensor
+    t0: torch.Tensor
+    caption: torch.Tensor
+    bias: torch.Tensor | None
+    prepared: PreparedCaption | None
+
+
 class PixArtTransformer(nn.Module):
     """Predicts the noise in a latent picture from its timestep and its caption."""
 
@@ -151,6 +164,18 @@ class PixArtTransformer(nn.Module):
 
         Raises ValueError when the caption's width is not the checkpoint's.
         """
+        options = dict(transformer_options or {})
+        height, width = x.shape[-2:]
+        given = self.embed(x, timesteps, caption, caption_mask, size, aspect_ratio, options)
+        tokens = self.run_blocks(
+            given.tokens, given.caption, given.t0, given.bias, control, options, given.prepared
+        )
+        tokens = self.final_layer(tokens, given.t)  # (B, N, p * p * 2C)
+        out = self.unpatchify(tokens, *options[GRID])[..., :height, :width]
+        return out if learned_variance else out[:, : self.config.in_channels]
+
+    def embed(self, x, timesteps, caption, caption_mask, size, aspect_ratio, options: dict) -> Embedded:
+        """What the blocks are given, from what ``forward`` is given; notes the grid of tokens in ``options``."""
         config = self.config
         if caption.shape[-1] != config.caption_channels:
             raise ValueError(
@@ -158,14 +183,8 @@ class PixArtTransformer(nn.Module):
                 f"{config.caption_channels}: the text encoder does not belong to it. Load the T5 that the "
                 "checkpoint was made with."
             )
-        options = dict(transformer_options or {})
         height, width = x.shape[-2:]
-        x = self.pad_to_patch(x)
-        rows, columns = (side // config.patch_size for side in x.shape[-2:])
-        options[GRID] = (rows, columns)
-
-        tokens = self.x_embedder(x)  # (B, N, D)
-        tokens = tokens + self.position_grid(rows, columns, tokens, options.get(GRIDS))
+        tokens = self.patches(x, options)  # (B, N, D)
         shared = timesteps.shape[0] == 1 or timesteps.stride(0) == 0
         t = self.t_embedder(timesteps[:1] if shared else timesteps, tokens.dtype)  # (B or 1, D)
         if config.micro_condition:
@@ -184,10 +203,14 @@ class PixArtTransformer(nn.Module):
             # Kept in fp32 it stays exact. Clamping it, as is common, would change the picture unseen; here only
             # cross-attention, whose input is no norm's output, sees a token's outlying channels cut to 65504.
             tokens = tokens.float()
-        tokens = self.run_blocks(tokens, caption, t0, bias, control, options, prepared)
-        tokens = self.final_layer(tokens, t)  # (B, N, p * p * 2C)
-        out = self.unpatchify(tokens, rows, columns)[..., :height, :width]
-        return out if learned_variance else out[:, : config.in_channels]
+        return Embedded(tokens, t, t0, caption, bias, prepared)
+
+    def patches(self, x: torch.Tensor, options: dict) -> torch.Tensor:
+        """Latents (B, C, H, W) as tokens (B, N, D) with their position; notes the grid of tokens in ``options``."""
+        x = self.pad_to_patch(x)
+        options[GRID] = tuple(side // self.config.patch_size for side in x.shape[-2:])
+        tokens = self.x_embedder(x)
+        return tokens + self.position_grid(*options[GRID], tokens, options.get(GRIDS))
 
     def run_blocks(self, x, caption, t0, bias, control, options: dict, prepared=None) -> torch.Tensor:
         """The stack of blocks, with ComfyUI's ``patches_replace["dit"]`` and ControlNet residuals after each."""

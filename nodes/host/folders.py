@@ -8,11 +8,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import folder_paths
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
-DEMO_KINDS = ("checkpoints", "text_encoders", "vae")
+DEMO_KINDS = ("checkpoints", "text_encoders", "vae", "controlnet")
 CAPTIONS = "captions"
 
 CHECKPOINTS = ("checkpoints", "diffusion_models", "diffusers")
 TEXT_ENCODERS = ("text_encoders", "diffusers")
+CONTROL_NETS = ("controlnet",)
 
 FOLDERS_ONLY = "diffusers"
 """The kind of models whose every model is a folder."""

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 STAGES = (
-    "text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice", "alpha", "kv", "restore",
+    "text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice", "alpha", "kv", "controlnet",
+    "restore",
 )  # fmt: skip
 
 
@@ -46,6 +47,10 @@ def main() -> None:
         from . import outlines
 
         outlines.practise(args.out, args.seed, args.steps or outlines.PRACTICE_PHASE.steps)
+    elif args.stage == "controlnet":
+        from . import controlnet
+
+        controlnet.train(args.out, args.seed, args.steps or controlnet.CONTROL_PHASE.steps)
     elif args.stage == "restore":
         from . import restore
 

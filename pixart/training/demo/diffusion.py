@@ -185,8 +185,13 @@ class DiffusionTask:
         return self.encode([""] * count)
 
     @torch.no_grad()
-    def sample(self, captions: list[str], height: int, width: int, seed: int, cfg: float = 4.5) -> torch.Tensor:
-        """Latents for the captions: the average model, DPM-Solver++, 20 steps."""
+    def sample(
+        self, captions: list[str], height: int, width: int, seed: int, cfg: float = 4.5, **conditions
+    ) -> torch.Tensor:
+        """Latents for the captions: the average model, DPM-Solver++, 20 steps.
+
+        conditions: what the model is told beside the captions, for both halves of the batch.
+        """
         model = self.ema.average
         count = len(captions)
         caption, mask = (
@@ -199,7 +204,7 @@ class DiffusionTask:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(count, 4, height // 8, width // 8, generator=generator)
         for t in scheduler.timesteps:
-            positive, negative = model(torch.cat([x, x]), t.expand(2 * count), caption, mask).chunk(2)
+            positive, negative = model(torch.cat([x, x]), t.expand(2 * count), caption, mask, **conditions).chunk(2)
             x = scheduler.step(negative + cfg * (positive - negative), t, x).prev_sample
         return x
 
