@@ -156,3 +156,80 @@ def test_a_lora_on_the_base_reaches_the_block_that_the_controlnet_sees(models, c
     plain, patched = draw(models, apply(models, control)), draw(models, apply(models, control), model=model)
     assert not torch.allclose(plain, patched, atol=1e-4)
     assert torch.equal(draw(models, apply(models, control)), plain)
+
+
+SHEETS = ROOT / "output" / "test-pictures"
+PICTURE_SEED = 20240308
+FAR = {"left": (0.72, 0.5), "right": (0.28, 0.5), "top": (0.5, 0.72), "bottom": (0.5, 0.28), "center": (0.28, 0.72)}
+"""Where the edges stand, as shares of the picture: far from the place that the prompt names."""
+
+
+def contradicting_scenes(count: int):
+    """Scenes as prompts tell them, and placements of the same shapes elsewhere."""
+    import random
+
+    from pixart.training.demo.captions import random_scene
+    from pixart.training.demo.drawing import RADIUS, RGB, Placement
+
+    rng = random.Random(PICTURE_SEED)
+    scenes = [random_scene(rng) for _ in range(count)]
+    placements = []
+    for scene in scenes:
+        x, y = (128 * (share + rng.uniform(-0.04, 0.04)) for share in FAR[scene.position])
+        placements.append(Placement(scene.shape, x, y, 128 * RADIUS[scene.size], RGB["white"], RGB["black"]))
+    return scenes, placements
+
+
+def overlap(picture: torch.Tensor, silhouette: torch.Tensor) -> float:
+    """Intersection over union of what is not background in a picture (3, H, W) and a mask (H, W)."""
+    border = torch.cat([picture[:, :2].flatten(1), picture[:, -2:].flatten(1)], 1)
+    distance = (picture - border.median(dim=1).values[:, None, None]).pow(2).sum(0).sqrt()
+    shape = distance > max(0.15, distance.max().item() * 0.5)
+    return ((shape & silhouette).sum() / (shape | silhouette).sum()).item()
+
+
+def test_the_shape_stands_where_its_edges_are(models, control, host_version):
+    """40 prompts on the newest host, 8 on the others, each with the edges of its shape at another place than it names.
+
+    Right with ControlNet: the shape overlaps the edges' inside by 0.6 or more (intersection over union), and shape
+    colour and background are the prompt's. Without it the shape stands where the prompt says.
+    """
+    import comfy.sample
+    from torchvision.utils import make_grid, save_image
+
+    from pixart.training.demo.drawing import draw as draw_pictures
+    from pixart.training.demo.judge import mistakes
+    from pixart.training.hints import edges
+
+    count, needed = (40, 36) if host_version >= (0, 33) else (8, 7)
+    scenes, placements = contradicting_scenes(count)
+    pictures = draw_pictures(placements, 128, 128)
+    silhouettes, hints = pictures[:, 0] > 0.5, edges(pictures)
+    model, clip, vae = models
+    drawn = {True: [], False: []}
+    for i, scene in enumerate(scenes):
+        latent = torch.zeros(1, 4, 16, 16)
+        noise = comfy.sample.prepare_noise(latent, PICTURE_SEED + i)
+        for controlled in drawn:
+            positive, negative = encode(clip, scene.caption()), encode(clip, "")
+            if controlled:
+                positive, negative = apply(models, control, image=hints[i : i + 1].movedim(1, -1))(positive, negative)
+            samples = comfy.sample.sample(
+                model, noise, 20, CFG, "dpmpp_2m", "normal", positive, negative, latent, seed=PICTURE_SEED + i
+            )
+            drawn[controlled].append(vae.decode(samples)[0].movedim(-1, 0).clamp(0, 1))
+    SHEETS.mkdir(parents=True, exist_ok=True)
+    rows = torch.cat([torch.stack([h, a, b]) for h, a, b in zip(hints, drawn[True], drawn[False], strict=True)])
+    save_image(make_grid(rows, nrow=12), SHEETS / f"controlnet-{'.'.join(map(str, host_version))}.png")
+
+    def follows(scene, picture, names) -> bool:
+        return not [name for name in mistakes(scene, picture) if name in names]
+
+    where = [overlap(p, s) for p, s in zip(drawn[True], silhouettes, strict=True)]
+    coloured = [follows(s, p, ("colour", "background")) for s, p in zip(scenes, drawn[True], strict=True)]
+    right = sum(iou >= 0.6 and fine for iou, fine in zip(where, coloured, strict=True))
+    free = sum(follows(s, p, ("position",)) for s, p in zip(scenes, drawn[False], strict=True))
+    print(f"with ControlNet {right} of {count} right, mean overlap {sum(where) / count:.3f}; colours {sum(coloured)}")
+    print(f"without it {free} of {count} stand where the prompt says")
+    assert right >= needed, [f"{s.caption()}: {iou:.2f}" for s, iou in zip(scenes, where, strict=True) if iou < 0.6]
+    assert free >= needed

@@ -24,7 +24,7 @@ from .run import Resumable
 FILE = "pixart-demo-controlnet.safetensors"
 
 COPIED_BLOCKS = 2
-CONTROL_PHASE = Phase(1500, ((1.0, (NATIVE,)),), 2048, layout=0.6)
+CONTROL_PHASE = Phase(2400, ((1.0, (NATIVE,)),), 2048, layout=0.6)
 LEARNING_RATE = 8e-4
 POOL = 600
 """Different hints: each is encoded once, and drawn in many colours."""
