@@ -98,7 +98,12 @@ def _sort_names(names) -> dict[int, dict[str, str]]:
             index = int(match[1])
             if index >= _MOST_COPIES:
                 raise ValueError(f"{name} is a copy of block {index}; no PixArt has as many. The file is damaged.")
-            parts.setdefault(index, {})[f"{match[2]}.{match[3]}"] = name
+            known = parts.setdefault(index, {}).setdefault(f"{match[2]}.{match[3]}", name)
+            if known != name:
+                raise ValueError(
+                    f"The file holds two ControlNets, with {known} and {name}: such as trained weights and their "
+                    "average. Choose a file with one, or save one of them alone."
+                )
     return dict(sorted(parts.items()))
 
 
@@ -153,8 +158,7 @@ def _detect(
     config_json: Mapping[str, Any],
     evidence: list[str],
 ) -> ControlNetConfig:
-    width = state["controlnet.0.after_proj.weight"].shape[0]
-    mlp = state["controlnet.0.copied_block.mlp.fc1.weight"].shape[0]
+    width, mlp = (_rows(state, f"controlnet.0.{layer}.weight") for layer in ("after_proj", "copied_block.mlp.fc1"))
     copies = 1 + max(int(name.split(".")[1]) for name in state)
     evidence.append(f"{copies} copied blocks of width {width}: counted in the weights.")
     base = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(_BASE)}
@@ -167,14 +171,37 @@ def _detect(
     if family not in FAMILIES[1:]:
         family = None
     micro = {"true": True, "false": False}.get(metadata.get(MICRO, ""))
-    heads = metadata.get("pixart.num_heads") or config_json.get("num_attention_heads")
-    try:
-        heads = int(heads) if heads is not None else max(1, width // RELEASED_HEAD_DIM)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The number of heads is stated as {heads!r}, which is no number.") from error
+    heads = _heads(metadata.get("pixart.num_heads") or config_json.get("num_attention_heads"), width)
     where = "the metadata" if family else "nothing in the file tells, so that any base of this width is accepted"
     evidence.append(f"Family of the base: {where}.")
     return ControlNetConfig(copies, width, heads, mlp, family, micro)
+
+
+def _rows(state: Mapping[str, torch.Tensor], name: str) -> int:
+    """The width of what a matrix puts out."""
+    shape = state[name].shape
+    if len(shape) != 2 or shape[0] < 1:
+        raise ValueError(f"{name} has shape {list(shape)}, where a matrix belongs: the file is damaged.")
+    return shape[0]
+
+
+def _heads(stated: Any, width: int) -> int:
+    """The number of attention heads: stated, or such that a head is as wide as in released models."""
+    if stated is None:
+        if width % RELEASED_HEAD_DIM:
+            raise ValueError(
+                f"The number of attention heads is unknown: the width {width} is not a multiple of "
+                f"{RELEASED_HEAD_DIM}, the width of a head in released models. State pixart.num_heads in the file's "
+                "safetensors metadata, or num_attention_heads in the config.json of its folder."
+            )
+        return width // RELEASED_HEAD_DIM
+    try:
+        heads = int(stated)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The number of heads is stated as {str(stated)[:40]!r}, which is no number.") from error
+    if heads < 1:
+        raise ValueError(f"The number of heads is stated as {heads}; it must be 1 or more.")
+    return heads
 
 
 def _check(state: Mapping[str, torch.Tensor], config: ControlNetConfig) -> None:

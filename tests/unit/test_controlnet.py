@@ -134,6 +134,11 @@ def test_every_layout_gives_the_same_residuals(golden, tmp_path):
         (lambda w: w | {"controlnet.1.copied_block.attn.odd.weight": torch.zeros(2)}, "no place in a PixArt Contr"),
         (lambda w: w | {"controlnet.0.after_proj.bias": torch.full((48,), torch.nan)}, "NaN or infinity"),
         (lambda w: w | {"controlnet.9999999.after_proj.bias": torch.zeros(1)}, "no PixArt has as many"),
+        (
+            lambda w: w | {"controlnet.0.after_proj.weight": torch.tensor(1.0)},
+            r"has shape \[\], where a matrix belongs",
+        ),
+        (lambda w: w | {f"ema.{k}": 2 * v for k, v in w.items()}, r"two ControlNets, with .* and ema\.controlnet"),
         (lambda w: {"input_hint_block.0.weight": torch.zeros(1)}, "a Stable Diffusion ControlNet, not a PixArt Contr"),
         (lambda w: {"some.weight": torch.zeros(1)}, "not a PixArt ControlNet's weights"),
         (lambda w: {"x.lora_A.weight": torch.zeros(1)}, "a LoRA, not a PixArt ControlNet"),
@@ -141,6 +146,22 @@ def test_every_layout_gives_the_same_residuals(golden, tmp_path):
 )
 def test_a_file_that_is_no_controlnet_says_what_it_is(golden, tmp_path, change, says):
     save_file(change(control_only(golden)), tmp_path / "bad.safetensors", STATED)
+    with pytest.raises(ValueError, match=rf"bad\.safetensors: .*{says}"):
+        load_controlnet(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ({}, "number of attention heads is unknown: the width 48"),
+        ({"pixart.num_heads": "0"}, "stated as 0; it must be 1 or more"),
+        ({"pixart.num_heads": "-4"}, "stated as -4; it must be 1 or more"),
+        ({"pixart.num_heads": "four"}, "stated as 'four', which is no number"),
+        ({"pixart.num_heads": "5"}, "48 is not a multiple of num_heads 5"),
+    ],
+)
+def test_heads_are_never_guessed_where_the_width_does_not_tell_them(golden, tmp_path, stated, says):
+    save_file(control_only(golden), tmp_path / "bad.safetensors", stated)
     with pytest.raises(ValueError, match=rf"bad\.safetensors: .*{says}"):
         load_controlnet(tmp_path / "bad.safetensors")
 
