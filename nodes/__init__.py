@@ -11,6 +11,8 @@ from . import (
     checkpoint,
     dreambooth,
     lora,
+    compression,
+    controlnet,
     resolution,
     training,
 )
@@ -25,6 +27,8 @@ NODES = [
     *resolution.NODES,
     *caching.NODES,
     *training.NODES,
+    *compression.NODES,
+    *controlnet.NODES,
 ]
 
 

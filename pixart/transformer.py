@@ -9,11 +9,13 @@ load a state dict, or see ``pixart.training.initialise``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .attention import Attention, CrossAttention, SelfAttention, attention_block_name, caption_bias, sdpa
+from .compression import GRID
 from .config import PixArtConfig
 from .embeddings import CaptionEmbedder, Mlp, PatchEmbed, ScalarEmbedder, position_grid
 from .prepared import PreparedCaption, different_rows, longest
@@ -50,13 +52,17 @@ def narrow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 class Block(nn.Module):
     """Self-attention and MLP under adaLN-single, with cross-attention to the caption between them."""
 
-    def __init__(self, config: PixArtConfig, attention: Attention, dtype=None, device=None, operations=nn):
+    def __init__(
+        self, config: PixArtConfig, attention: Attention, kv_ratio: int = 1, dtype=None, device=None, operations=nn
+    ):
         super().__init__()
         factory = {"dtype": dtype, "device": device}
         size = config.hidden_size
         norm = {"elementwise_affine": False, "eps": LAYER_NORM_EPS, **factory}
         self.norm1 = operations.LayerNorm(size, **norm)
-        self.attn = SelfAttention(size, config.num_heads, attention, **factory, operations=operations)
+        self.attn = SelfAttention(
+            size, config.num_heads, attention, kv_ratio, config.qk_norm, **factory, operations=operations
+        )
         self.cross_attn = CrossAttention(size, config.num_heads, attention, **factory, operations=operations)
         self.norm2 = operations.LayerNorm(size, **norm)
         self.mlp = Mlp(size, config.mlp_hidden_size, size, **factory, operations=operations)
@@ -94,6 +100,18 @@ class FinalLayer(nn.Module):
         return self.linear(narrow(modulated_norm(self.norm_final, x, shift, scale), t.dtype))
 
 
+class Embedded(NamedTuple):
+    """What the first block is given: tokens (B, N, D), t (B or 1, D) for the final layer and t0 (B or 1, 6, D) for the
+    blocks, caption (B, L, D), its bias (B, 1, 1, L) or None, and what else is known of the caption, or None."""
+
+    tokens: torch.Tensor
+    t: torch.Tensor
+    t0: torch.Tensor
+    caption: torch.Tensor
+    bias: torch.Tensor | None
+    prepared: PreparedCaption | None
+
+
 class PixArtTransformer(nn.Module):
     """Predicts the noise in a latent picture from its timestep and its caption."""
 
@@ -114,7 +132,9 @@ class PixArtTransformer(nn.Module):
         self.y_embedder = CaptionEmbedder(
             config.caption_channels, size, config.max_caption_tokens, config.null_caption, **factory
         )
-        self.blocks = nn.ModuleList(Block(config, attention, **factory) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, attention, config.kv_ratio(index), **factory) for index in range(config.depth)
+        )
         self.final_layer = FinalLayer(config, **factory)
 
     def forward(
@@ -144,6 +164,18 @@ class PixArtTransformer(nn.Module):
 
         Raises ValueError when the caption's width is not the checkpoint's.
         """
+        options = dict(transformer_options or {})
+        height, width = x.shape[-2:]
+        given = self.embed(x, timesteps, caption, caption_mask, size, aspect_ratio, options)
+        tokens = self.run_blocks(
+            given.tokens, given.caption, given.t0, given.bias, control, options, given.prepared
+        )
+        tokens = self.final_layer(tokens, given.t)  # (B, N, p * p * 2C)
+        out = self.unpatchify(tokens, *options[GRID])[..., :height, :width]
+        return out if learned_variance else out[:, : self.config.in_channels]
+
+    def embed(self, x, timesteps, caption, caption_mask, size, aspect_ratio, options: dict) -> Embedded:
+        """What the blocks are given, from what ``forward`` is given; notes the grid of tokens in ``options``."""
         config = self.config
         if caption.shape[-1] != config.caption_channels:
             raise ValueError(
@@ -151,14 +183,8 @@ class PixArtTransformer(nn.Module):
                 f"{config.caption_channels}: the text encoder does not belong to it. Load the T5 that the "
                 "checkpoint was made with."
             )
-        options = dict(transformer_options or {})
         height, width = x.shape[-2:]
-        x = self.pad_to_patch(x)
-        rows, columns = (side // config.patch_size for side in x.shape[-2:])
-
-        # In the order of its shape: a convolution's output would pass its own on to every sum that tokens go into.
-        tokens = self.x_embedder(x).contiguous()  # (B, N, D)
-        tokens = tokens + self.position_grid(rows, columns, tokens, options.get(GRIDS))
+        tokens = self.patches(x, options)  # (B, N, D)
         shared = timesteps.shape[0] == 1 or timesteps.stride(0) == 0
         t = self.t_embedder(timesteps[:1] if shared else timesteps, tokens.dtype)  # (B or 1, D)
         if config.micro_condition:
@@ -177,10 +203,15 @@ class PixArtTransformer(nn.Module):
             # Kept in fp32 it stays exact. Clamping it, as is common, would change the picture unseen; here only
             # cross-attention, whose input is no norm's output, sees a token's outlying channels cut to 65504.
             tokens = tokens.float()
-        tokens = self.run_blocks(tokens, caption, t0, bias, control, options, prepared)
-        tokens = self.final_layer(tokens, t)  # (B, N, p * p * 2C)
-        out = self.unpatchify(tokens, rows, columns)[..., :height, :width]
-        return out if learned_variance else out[:, : config.in_channels]
+        return Embedded(tokens, t, t0, caption, bias, prepared)
+
+    def patches(self, x: torch.Tensor, options: dict) -> torch.Tensor:
+        """Latents (B, C, H, W) as tokens (B, N, D) with their position; notes the grid of tokens in ``options``."""
+        x = self.pad_to_patch(x)
+        options[GRID] = tuple(side // self.config.patch_size for side in x.shape[-2:])
+        # In the order of its shape: a convolution's output would pass its own on to every sum that tokens go into.
+        tokens = self.x_embedder(x).contiguous()
+        return tokens + self.position_grid(*options[GRID], tokens, options.get(GRIDS))
 
     def run_blocks(self, x, caption, t0, bias, control, options: dict, prepared=None) -> torch.Tensor:
         """The stack of blocks, with ComfyUI's ``patches_replace["dit"]`` and ControlNet residuals after each."""

@@ -84,3 +84,8 @@ def host_version() -> str:
     except ImportError:
         return "unknown"
     return __version__
+
+
+def attention_backend(device: torch.device) -> str:
+    """The name of the attention function that is used on a device, such as attention_pytorch or attention_sub_quad."""
+    return attention(device).__name__

@@ -8,12 +8,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import folder_paths
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
-DEMO_KINDS = ("checkpoints", "text_encoders", "vae", "loras")
+DEMO_KINDS = ("checkpoints", "text_encoders", "vae", "loras", "controlnet")
 CAPTIONS = "captions"
 
 CHECKPOINTS = ("checkpoints", "diffusion_models", "diffusers")
 TEXT_ENCODERS = ("text_encoders", "diffusers")
 LORAS = ("loras",)
+CONTROL_NETS = ("controlnet",)
 
 FOLDERS_ONLY = "diffusers"
 """The kind of models whose every model is a folder."""

@@ -18,7 +18,7 @@ from ...pixart.checkpoint.fp8 import FLOAT8, kept_dtype
 from ...pixart.config import ALPHA, PixArtConfig
 from ...pixart.text.provenance import T5Mark, check_t5, expected_t5
 from ...pixart.transformer import PixArtTransformer
-from . import compat, run
+from . import compat, memory, run, sizes
 from .conds import PaddedCond
 from .diagnosis import explain, is_finite
 
@@ -125,6 +125,11 @@ class PixArtModel(comfy.model_base.PixArt):
         if self.pixart.config.micro_condition:
             out |= size_conds(kwargs)
         return out
+
+    def memory_required(self, input_shape, cond_shapes={}):  # noqa: B006 - the host's signature
+        """Bytes that a forward needs at its peak beside the weights, for latents of (B, C, H, W)."""
+        device = self.current_patcher.load_device if self.current_patcher else self.device
+        return memory.forward_bytes(self.pixart.config, input_shape, self.get_dtype_inference(), device)
 
     def null_caption(self) -> torch.Tensor:
         """The learned null caption (1, L, C); ValueError where the file has none, as diffusers files have."""
@@ -269,6 +274,7 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
     compat.archive_dtypes(model.diffusion_model)
     if not management.is_device_cpu(offload_device):
         model.to(offload_device)
+    sizes.attach(patcher)
     compat.remember_loader(patcher, load_model, (path, weight_dtype, family))
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path.name, note)
