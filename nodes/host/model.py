@@ -312,7 +312,7 @@ def choose_dtypes(checkpoint: Checkpoint, weight_dtype: str, device, supported) 
         is_half = stored in (torch.float16, torch.bfloat16)
         if dtype == torch.float32 and is_half and not has_room(parameters * torch.float32.itemsize, device):
             # Where only fp32 is computed, keeping it as well doubles the memory and adds no precision. It saves the
-            # cast of every weight at every step: a sixth of the time at 256 pixels, a fiftieth at 1024.
+            # cast of every weight at every step.
             dtype = stored
     compute = management.unet_manual_cast(dtype, device, supported)
     return dtype, dtype if compute is None else compute
