@@ -23,6 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 COLUMN, GAP = 320, 30
 NOTE = "MarkdownNote"
+TALL = {
+    "PixArtLoadCheckpoint": 66,
+    "PixArtLoadT5": 66,
+    "PixArtTextEncode": 180,
+    "PixArtResolution": 180,
+    "SaveImage": 300,
+    "PreviewImage": 300,
+}
+"""Pixels below the ordinary widgets: text, pictures, and what js/ adds."""
 
 
 def is_widget(spec: list) -> bool:
@@ -59,7 +68,7 @@ def depth_of(api: dict, key: str, known: dict[str, int]) -> int:
 def height_of(node: dict) -> int:
     """Rough height in pixels of a node: sockets, widgets, and room for text or a picture."""
     rows = max(len(node["inputs"]), len(node["outputs"])) + len(node["widgets_values"])
-    tall = {"PixArtTextEncode": 90, "SaveImage": 300, "PreviewImage": 300}.get(node["type"], 0)
+    tall = TALL.get(node["type"], 0)
     return 30 + 26 * rows + tall
 
 
@@ -136,7 +145,8 @@ def add_note(workflow: dict, text: str) -> None:
     key = workflow["last_node_id"] + 1
     column = max(2, max(node["pos"][0] for node in workflow["nodes"]) // (COLUMN + GAP) - 2)
     left = 60 + column * (COLUMN + GAP)
-    below = [node["pos"][1] + node["size"][1] for node in workflow["nodes"] if node["pos"][0] == left]
+    spanned = (left, left + COLUMN + GAP)
+    below = [node["pos"][1] + node["size"][1] for node in workflow["nodes"] if node["pos"][0] in spanned]
     workflow["last_node_id"] = key
     workflow["nodes"].append(
         {
