@@ -23,6 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 COLUMN, GAP = 320, 30
 NOTE = "MarkdownNote"
+TALL = {
+    "PixArtLoadCheckpoint": 66,
+    "PixArtLoadT5": 66,
+    "PixArtTextEncode": 180,
+    "PixArtResolution": 180,
+    "SaveImage": 300,
+    "PreviewImage": 300,
+}
+"""Pixels below the ordinary widgets: text, pictures, and what js/ adds."""
 
 
 def is_widget(spec: list) -> bool:
@@ -59,8 +68,7 @@ def depth_of(api: dict, key: str, known: dict[str, int]) -> int:
 def height_of(node: dict) -> int:
     """Rough height in pixels of a node: sockets, widgets, and room for text or a picture."""
     rows = max(len(node["inputs"]), len(node["outputs"])) + len(node["widgets_values"])
-    said = dict.fromkeys(("PixArtSaveCaption", "PixArtLoadCaption"), 70)
-    tall = {"PixArtTextEncode": 90, "SaveImage": 300, "PreviewImage": 300, **said}.get(node["type"], 0)
+    tall = TALL.get(node["type"], 0)
     return 30 + 26 * rows + tall
 
 
