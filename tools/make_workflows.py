@@ -28,6 +28,8 @@ TALL = {
     "PixArtLoadT5": 66,
     "PixArtTextEncode": 180,
     "PixArtResolution": 180,
+    "PixArtSaveCaption": 70,
+    "PixArtLoadCaption": 70,
     "SaveImage": 300,
     "PreviewImage": 300,
 }
