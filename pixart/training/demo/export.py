@@ -39,7 +39,10 @@ FIGURES = "training.json"
 LIMIT = 16 * 2**20
 """Bytes that the three files may take together."""
 
-STAGES = ("text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen", "diffusion", "outlines", "polish", "practice")
+STAGES = (
+    "text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen",
+    "diffusion", "outlines", "polish", "practice",
+)  # fmt: skip
 
 LICENSE = "Apache-2.0"
 
