@@ -112,8 +112,8 @@ def install(python: Path, what: str, *arguments: str) -> None:
     run(
         [str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", *arguments],
         timeout=PIP_TIMEOUT,
-        hint="Check the connection to the package index (pip's settings and proxy apply), and that the machine has time to "
-        "spare, and run the command again.",
+        hint="Check the connection to the package index (pip's settings and proxy apply), and that the machine "
+        "has time to spare, and run the command again.",
     )
 
 
