@@ -5,18 +5,30 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension
 
 from . import (
+    caching,
     caption_files,
     captions,
     checkpoint,
+    dreambooth,
+    lora,
+    compression,
+    controlnet,
     resolution,
+    training,
 )
-from .host import folders
+from .host import folders, replacements, routes
 
 NODES = [
     *checkpoint.NODES,
     *captions.NODES,
     *caption_files.NODES,
+    *lora.NODES,
+    *dreambooth.NODES,
     *resolution.NODES,
+    *caching.NODES,
+    *training.NODES,
+    *compression.NODES,
+    *controlnet.NODES,
 ]
 
 
@@ -24,6 +36,8 @@ class PixArtExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register_demo()
         folders.register_captions()
+        routes.register()
+        await replacements.register({node.GET_SCHEMA().node_id for node in NODES})
 
     async def get_node_list(self) -> list:
         return NODES

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.model_base
 import comfy.model_management
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...pixart.checkpoint import Checkpoint, open_checkpoint, state_dict_to_save
@@ -18,7 +18,7 @@ from ...pixart.checkpoint.fp8 import FLOAT8, kept_dtype
 from ...pixart.config import ALPHA, PixArtConfig
 from ...pixart.text.provenance import T5Mark, check_t5, expected_t5
 from ...pixart.transformer import PixArtTransformer
-from . import compat
+from . import compat, memory, run, sizes
 from .conds import PaddedCond
 from .diagnosis import explain, is_finite
 
@@ -49,7 +49,7 @@ ALIGNMENT = 64
 
 def host_attention(q, k, v, heads: int, mask=None, transformer_options=None) -> torch.Tensor:
     """The host's chosen attention backend, with overrides from ``transformer_options``."""
-    return optimized_attention(q, k, v, heads, mask=mask, transformer_options=transformer_options or {})
+    return compat.attention(q.device)(q, k, v, heads, mask=mask, transformer_options=transformer_options or {})
 
 
 class HostTransformer(PixArtTransformer):
@@ -97,6 +97,23 @@ class PixArtModel(comfy.model_base.PixArt):
             raise ValueError(explain(self, x, kwargs.get("c_crossattn"), lambda: again(x, *args, **kwargs)))
         return out
 
+    def _apply_model(
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
+    ):
+        """The host's, with what the sampling run has learned of these captions at an earlier step."""
+        options = transformer_options or {}
+        state = options.get(run.STATE)
+        if state is not None and c_crossattn is not None:
+            c_crossattn, options = state.prepare(self, x, c_crossattn, kwargs.get("caption_mask"), options)
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def process_timestep(self, timestep, **kwargs):
+        """One timestep of the whole batch as one number, expanded, which the transformer knows by its stride."""
+        timestep = super().process_timestep(timestep, **kwargs)
+        if timestep.ndim == 1 and timestep.shape[0] > 1 and bool((timestep == timestep[0]).all()):
+            return timestep[:1].expand(timestep.shape[0])
+        return timestep
+
     def extra_conds(self, **kwargs) -> dict:
         out = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
         caption = kwargs.get("cross_attn")
@@ -108,6 +125,11 @@ class PixArtModel(comfy.model_base.PixArt):
         if self.pixart.config.micro_condition:
             out |= size_conds(kwargs)
         return out
+
+    def memory_required(self, input_shape, cond_shapes={}):  # noqa: B006 - the host's signature
+        """Bytes that a forward needs at its peak beside the weights, for latents of (B, C, H, W)."""
+        device = self.current_patcher.load_device if self.current_patcher else self.device
+        return memory.forward_bytes(self.pixart.config, input_shape, self.get_dtype_inference(), device)
 
     def null_caption(self) -> torch.Tensor:
         """The learned null caption (1, L, C); ValueError where the file has none, as diffusers files have."""
@@ -169,6 +191,7 @@ class CheckpointFacts:
     """What stays of a checkpoint file after its weights are in the model.
 
     t5: the encoder that it names, if any. formats: the quantised formats, besides fp8, that some layers are kept in.
+    path: the file or folder, for training, which starts from it anew.
     """
 
     name: str
@@ -177,6 +200,7 @@ class CheckpointFacts:
     null_caption: torch.Tensor | None
     t5: T5Mark | None = None
     formats: tuple[str, ...] = ()
+    path: Path | None = None
 
 
 class PixArtSupport:
@@ -236,18 +260,21 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
         None if null is None else null.clone(),
         expected_t5(checkpoint.metadata, checkpoint.path),
         tuple(sorted(set(checkpoint.formats.values()))),
+        checkpoint.path,
     )
     # On no device, since every parameter is replaced by the file's own tensor, not copied into. The layers of
     # quantised weights move what they are given to the device that they were made on.
     model = PixArtModel(model_config, facts, device=None if quantised else torch.device("meta")).eval()
     model.device = offload_device
     patcher = compat.core_patcher(model, load_device, offload_device, disable_dynamic)
+    run.attach(patcher)
     in_use = dtype == compute and management.is_device_cpu(load_device)
     state = weights_to_keep(checkpoint, dtype, compute, in_use)
     model.load_model_weights(state, "", assign=True)
     compat.archive_dtypes(model.diffusion_model)
     if not management.is_device_cpu(offload_device):
         model.to(offload_device)
+    sizes.attach(patcher)
     compat.remember_loader(patcher, load_model, (path, weight_dtype, family))
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path.name, note)
@@ -276,16 +303,25 @@ def choose_dtypes(checkpoint: Checkpoint, weight_dtype: str, device, supported) 
         layer = next(name for name in checkpoint.quantised if name.endswith(".comfy_quant")).rpartition(".")[0]
         dtype = checkpoint.state_dict[f"{layer}.weight"].dtype
     elif dtype is None:
+        parameters = sum(t.nelement() for t in checkpoint.state_dict.values())
         dtype = management.unet_dtype(
-            model_params=sum(t.nelement() for t in checkpoint.state_dict.values()),
+            model_params=parameters,
             supported_dtypes=list(supported),
             weight_dtype=stored,
         )
-        if dtype == torch.float32 and stored in (torch.float16, torch.bfloat16):
-            # Where only fp32 is computed, keeping it as well would double the memory and add no precision.
+        is_half = stored in (torch.float16, torch.bfloat16)
+        if dtype == torch.float32 and is_half and not has_room(parameters * torch.float32.itemsize, device):
+            # Where only fp32 is computed, keeping it as well doubles the memory and adds no precision. It saves the
+            # cast of every weight at every step: a sixth of the time at 256 pixels, a fiftieth at 1024.
             dtype = stored
     compute = management.unet_manual_cast(dtype, device, supported)
     return dtype, dtype if compute is None else compute
+
+
+def has_room(size: int, device: torch.device) -> bool:
+    """Whether weights of so many bytes leave as much again free, and are computed with where they are kept."""
+    management = comfy.model_management
+    return management.is_device_cpu(device) and management.get_free_memory(device) > 2 * size
 
 
 def weights_to_keep(

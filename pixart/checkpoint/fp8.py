@@ -35,6 +35,11 @@ PACKED = {"nvfp4": 2, "convrot_w4a4": 2, "asym_w4a8_int8": 2}
 _MAX_CONFIG = 65_536
 
 
+_MATRICES = tuple(
+    f".{layer}.weight" for layer in ("attn.qkv", "attn.proj", "q_linear", "kv_linear", "cross_attn.proj", "fc1", "fc2")
+)
+
+
 def kept_dtype(name: str, dtype: torch.dtype, compute: torch.dtype) -> torch.dtype:
     """The type to keep a transformer's tensor in, ``dtype`` having been asked for and ``compute`` being computed in.
 
@@ -45,7 +50,7 @@ def kept_dtype(name: str, dtype: torch.dtype, compute: torch.dtype) -> torch.dty
     """
     if dtype not in FLOAT8:
         return dtype
-    is_block_matrix = name.startswith("blocks.") and name.endswith(".weight")
+    is_block_matrix = name.startswith("blocks.") and name.endswith(_MATRICES)
     return dtype if is_block_matrix else compute
 
 

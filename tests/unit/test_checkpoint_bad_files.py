@@ -230,10 +230,15 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "PixArt with a flat patch layer": (
         lambda: save(STATE | {"x_embedder.proj.weight": torch.ones(144, 16)}), "4 dimensions above 0 belong"
     ),
-    "PixArt with KV compression": (
-        lambda: save(STATE | {"blocks.1.attn.sr.weight": torch.ones(144, 1, 2, 2)}), "KV compression by convolution"
+    "PixArt with half a KV compression": (
+        lambda: save(STATE | {"blocks.1.attn.sr.weight": torch.ones(144, 1, 2, 2)}), "missing, the first: blocks.1.attn"
     ),
-    "PixArt with qk_norm": (lambda: save(STATE | named("blocks.0.attn.q_norm.weight")), "qk_norm.*blocks.0.attn.q_n"),
+    "PixArt with an oblong KV compression": (
+        lambda: save(STATE | {"blocks.1.attn.sr.weight": torch.ones(144, 1, 2, 3)}), "a square window for each channel"
+    ),
+    "PixArt with half a qk_norm": (
+        lambda: save(STATE | named("blocks.0.attn.q_norm.weight")), "Only blocks 0 hold attn.q_norm"
+    ),
 }  # fmt: skip
 
 

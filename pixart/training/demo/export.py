@@ -12,17 +12,16 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
 from ...checkpoint import config_metadata
 from ...config import PixArtConfig
 from ...embeddings import position_grid
 from ...text.encoder import open_t5
 from ...text.provenance import CHECKPOINT_PREFIX, mark_t5
+from ..writing import write_safetensors
 from . import autoencoder
 from .alpha import ALPHA_CONFIG
 from .diffusion import CONFIG, average_of
@@ -40,28 +39,19 @@ LIMIT = 16 * 2**20
 """Bytes that the three files may take together."""
 
 STAGES = (
-    "text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen",
-    "diffusion", "outlines", "polish", "practice",
-)  # fmt: skip
+    "text",
+    "autoencoder-encoder",
+    "autoencoder-decoder",
+    "autoencoder-sharpen",
+    "diffusion",
+    "outlines",
+    "polish",
+    "practice",
+)
 
 LICENSE = "Apache-2.0"
 
 Tensors = dict[str, torch.Tensor]
-
-
-def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write a safetensors file whose bytes depend on its content alone.
-
-    The library orders metadata by chance, so the header is written again with its metadata sorted.
-    """
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    length = int.from_bytes(data[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + length])}
-    packed = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-    packed += b" " * (-len(packed) % 8)  # the format wants the tensors to start at a multiple of 8
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(len(packed).to_bytes(8, "little") + packed + data[8 + length :])
-    os.replace(partial, path)
 
 
 def half(tensors: Tensors) -> Tensors:
