@@ -8,7 +8,10 @@ from . import (
     caption_files,
     captions,
     checkpoint,
+    fewstep,
+    guidance,
     resolution,
+    upscale,
 )
 from .host import folders
 
@@ -17,6 +20,9 @@ NODES = [
     *captions.NODES,
     *caption_files.NODES,
     *resolution.NODES,
+    *fewstep.NODES,
+    *guidance.NODES,
+    *upscale.NODES,
 ]
 
 

@@ -1,0 +1,122 @@
+"""Distils the demo's Σ transformer into a latent consistency model: guidance built in, a picture in four steps.
+
+Luo et al., "Latent Consistency Models" (2310.04378), as PixArt-δ (2401.05252) did it with PixArt-α: a teacher takes
+guided DDIM steps of 20 timesteps, and the student's picture before them is to be its average's picture after them.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...sampling import LCM, LCM_GRID, TRAINED, boundary, few_step_timesteps
+from ...transformer import PixArtTransformer
+from .captions import random_caption
+from .diffusion import CONFIG, NATIVE, WIDE, DiffusionTask, Phase, average_of, pad_tokens
+from .latents import teacher_latents
+from .run import Resumable
+
+LCM_PHASE = Phase(1500, ((0.9, (NATIVE,)), (0.1, WIDE)), 1024, layout=0.5)
+LEARNING_RATE = 1.5e-4
+GUIDANCE = 4.5
+STEPS = 4
+JUMP = 3
+"""DDIM steps of the teacher between the two pictures that are to agree; with one, as published, what is known at small
+timesteps takes three times as long to reach the large ones."""
+
+
+class LcmTask(DiffusionTask):
+    """Starts from the finished Σ, which is also its teacher."""
+
+    name = "lcm"
+
+    def __init__(self, out: Path, seed: int, steps: int, learning_rate: float = LEARNING_RATE):
+        super().__init__(out, seed, steps, learning_rate)
+        self.ema.decay = 0.98
+        self.teacher = copy.deepcopy(self.model).requires_grad_(False)
+
+    def first_model(self) -> PixArtTransformer:
+        model = PixArtTransformer(CONFIG)
+        model.load_state_dict(average_of(torch.load(self.out / "outlines.state.pt", weights_only=True)))
+        return model
+
+    def phase(self, index: int) -> Phase:
+        return LCM_PHASE
+
+    def step(self, index: int) -> dict[str, float]:
+        phase = self.phase(index)
+        height, width = phase.size(self.rng)
+        batch = max(1, round(phase.tokens * 256 / (height * width)))
+        scenes, captions = zip(*(random_caption(self.rng) for _ in range(batch)), strict=True)
+        caption, mask = self.encode(list(captions))
+        pictures, _ = self.pictures(scenes, height, width)
+        latents = teacher_latents(pictures) * self.contrast
+
+        skip = TRAINED // LCM_GRID
+        place = torch.randint(1, LCM_GRID + 1, (batch,))
+        late = torch.randint(LCM_GRID // 2, LCM_GRID + 1, (batch,))
+        t = torch.where(torch.rand(batch) < phase.layout, late, place) * skip - 1
+        x = self.noise.add(latents, torch.randn_like(latents), t)
+        with torch.no_grad():
+            carried, earlier = x, t
+            for _ in range(JUMP):
+                before, earlier = earlier, (earlier - skip).clamp(min=0)
+                carried = self.teacher_step(carried, before, earlier, caption, mask)
+            target = self.consistent(self.ema.average, carried, earlier, caption, mask)
+        error = (self.consistent(self.model, x, t, caption, mask) - target).pow(2).mean(dim=(1, 2, 3))
+        # As an error of the noise, which is weighted as in the training before.
+        loss = (error * (self.noise.snr[t] * self.weight[t]).float()).mean()
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * self.learning_rate_factor(index)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update(self.model, index)
+        return {"loss": loss.item(), "error": error.mean().item(), "norm": norm.item()}
+
+    def levels(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """α and σ (B, 1, 1, 1) of the variance-preserving latents at timesteps t (B,)."""
+        alpha = self.noise.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return alpha.sqrt().float(), (1 - alpha).sqrt().float()
+
+    def consistent(self, model, x, t, caption, mask) -> torch.Tensor:
+        """The consistency function: x0 as ``model`` sees it, or x itself at timestep 0."""
+        alpha, sigma = self.levels(t)
+        skip, out = (c.view(-1, 1, 1, 1) for c in boundary(t))
+        return skip * x + out * (x - sigma * model(x, t, caption, mask)) / alpha
+
+    def teacher_step(self, x, t, earlier, caption, mask) -> torch.Tensor:
+        """x at ``t`` carried to ``earlier`` by one step of DDIM under guidance."""
+        null, null_mask = self.null(len(x))
+        length = max(caption.shape[1], null.shape[1])
+        captions = torch.cat([pad_tokens(caption, length), pad_tokens(null, length)])
+        masks = torch.cat([pad_tokens(mask, length), pad_tokens(null_mask, length)])
+        guided, free = self.teacher(torch.cat([x, x]), torch.cat([t, t]), captions, masks).chunk(2)
+        noise = free + GUIDANCE * (guided - free)
+        (alpha, sigma), (alpha_to, sigma_to) = self.levels(t), self.levels(earlier)
+        return alpha_to * (x - sigma * noise) / alpha + sigma_to * noise
+
+    @torch.no_grad()
+    def sample(self, captions: list[str], height: int, width: int, seed: int, cfg: float = 1.0) -> torch.Tensor:
+        """Latents for the captions: the average model, four steps, no guidance but the one built in."""
+        caption, mask = self.encode(captions)
+        generator = torch.Generator().manual_seed(seed)
+        shape = (len(captions), 4, height // 8, width // 8)
+        timesteps = few_step_timesteps(LCM, STEPS)
+        x = torch.randn(shape, generator=generator)
+        for i, t in enumerate(timesteps):
+            clean = self.consistent(self.ema.average, x, t.expand(len(x)), caption, mask)
+            if i + 1 == len(timesteps):
+                return clean
+            x = self.noise.add(clean, torch.randn(shape, generator=generator), timesteps[i + 1].expand(len(x)))
+
+
+def train(out: Path, seed: int, steps: int) -> None:
+    """Distil, or go on; needs the finished outlines stage in ``out``."""
+    task = LcmTask(out, seed, steps)
+    Resumable(task, out / "lcm.state.pt").run(steps, save_every=100, after_save=task.preview)
