@@ -8,6 +8,7 @@ from . import (
     caption_files,
     captions,
     checkpoint,
+    evaluation,
     fewstep,
     guidance,
     resolution,
@@ -23,6 +24,7 @@ NODES = [
     *fewstep.NODES,
     *guidance.NODES,
     *upscale.NODES,
+    *evaluation.NODES,
 ]
 
 

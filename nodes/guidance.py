@@ -17,7 +17,7 @@ class PixArtDynamicThresholding(io.ComfyNode):
             display_name="PixArt Dynamic Thresholding",
             category="PixArt/guidance",
             description="Keeps the guided picture in the range of real latents at every step, as Imagen does with "
-            "pixels, so that a high cfg does not burn colours. At cfg 4.5 it hardly changes anything.",
+            "pixels, so that a high cfg does not burn colours.",
             search_aliases=["imagen", "threshold", "cfg fix", "saturation", "burned", "high cfg", "clip x0"],
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from PixArt Load Checkpoint."),

@@ -33,7 +33,8 @@ class Denoiser:
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         t = (sampling.table().log() - sigma.log()).abs().argmin().float()
         scaled = x / (1 + sigma**2).sqrt()
-        batch = scaled.repeat(len(self.embeddings) // len(x), 1, 1, 1)
+        dtype = self.transformer.x_embedder.proj.weight.dtype
+        batch = scaled.repeat(len(self.embeddings) // len(x), 1, 1, 1).to(dtype)
         timesteps = t.to(x.device).expand(len(batch))
         noise = self.transformer(batch, timesteps, self.embeddings, self.mask).float()
         if self.cfg == 1:
