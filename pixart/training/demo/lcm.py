@@ -41,8 +41,12 @@ class LcmTask(DiffusionTask):
         self.teacher = copy.deepcopy(self.model).requires_grad_(False)
 
     def first_model(self) -> PixArtTransformer:
+        stages = (self.out / f"{stage}.state.pt" for stage in ("practice", "polish", "outlines"))
+        path = next((path for path in stages if path.exists()), None)
+        if path is None:
+            raise ValueError(f"{self.out} holds no finished Σ: run the stage outlines there first, or restore.")
         model = PixArtTransformer(CONFIG)
-        model.load_state_dict(average_of(torch.load(self.out / "outlines.state.pt", weights_only=True)))
+        model.load_state_dict(average_of(torch.load(path, weights_only=True)))
         return model
 
     def phase(self, index: int) -> Phase:
@@ -132,6 +136,6 @@ class LcmTask(DiffusionTask):
 
 
 def train(out: Path, seed: int, steps: int) -> None:
-    """Distil, or go on; needs the finished outlines stage in ``out``."""
+    """Distil, or go on; needs a finished Σ in ``out``."""
     task = LcmTask(out, seed, steps)
     Resumable(task, out / "lcm.state.pt").run(steps, save_every=100, after_save=task.preview)
