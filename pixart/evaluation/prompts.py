@@ -1,4 +1,4 @@
-"""Files of prompts with categories: CSV, TSV, JSON and TXT, in the layouts of DrawBench, PartiPrompts and their like."""
+"""Files of prompts with categories: CSV, TSV, JSON and TXT, as DrawBench, PartiPrompts and their like have them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def prompt_set(node_classes):
-    return lambda *args, **kwargs: node_classes["PixArtPromptSet"].execute(*args, **kwargs).result
+    node = node_classes["PixArtPromptSet"].PREPARE_CLASS_CLONE(None)
+    return lambda *args, **kwargs: node.execute(*args, **kwargs).result
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def contact_sheet(node_classes):
 
     def make(images, labels, columns=2, **more) -> tuple[Image.Image, str]:
         lists = {name: value if isinstance(value, list) else [value] for name, value in more.items()}
-        sheet, table = node_classes["PixArtContactSheet"].execute(images, labels, [columns], **lists).result
+        node = node_classes["PixArtContactSheet"].PREPARE_CLASS_CLONE(None)
+        sheet, table = node.execute(images, labels, [columns], **lists).result
         return Image.fromarray((sheet[0] * 255).round().to(torch.uint8).numpy()), table
 
     return make

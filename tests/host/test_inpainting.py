@@ -10,7 +10,7 @@ import torch
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 CHECKPOINT, ENCODER, AUTOENCODER = (DEMO / f"pixart-demo-{part}.safetensors" for part in ("sigma", "t5", "vae"))
-REACH = 24
+REACH = 40
 """Pixels that the demo's decoder looks beyond a latent pixel, at most; measured below."""
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-STAGES = ("text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice", "alpha", "restore")
+STAGES = ("text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice")
+TUNED = ("alpha", "lcm")
+"""Made from the finished Σ."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pixart.training.demo", description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=(*STAGES, *TUNED, "restore"))
     parser.add_argument("--out", type=Path, default=Path("demo-run"), help="folder for states and logs")
     parser.add_argument("--demo", type=Path, default=Path("demo"), help="published files, for restore")
     parser.add_argument("--seed", type=int, default=0)
@@ -52,6 +54,10 @@ def main() -> None:
         from . import alpha
 
         alpha.train(args.out, args.seed, args.steps or alpha.ALPHA_PHASE.steps)
+    elif args.stage == "lcm":
+        from . import lcm
+
+        lcm.train(args.out, args.seed, args.steps or lcm.LCM_PHASE.steps)
 
 
 if __name__ == "__main__":

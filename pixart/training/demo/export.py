@@ -74,9 +74,9 @@ def read_state(out: Path, stage: str) -> dict:
     return torch.load(path, weights_only=True, map_location="cpu")
 
 
-def transformer_tensors(out: Path, config: PixArtConfig = CONFIG) -> Tensors:
-    """The average model under PixArt's original names, with the position grid that released files carry."""
-    tensors = average_of(read_state(out, "practice"))
+def transformer_tensors(out: Path, config: PixArtConfig = CONFIG, stage: str = "practice") -> Tensors:
+    """A stage's average model under PixArt's original names, with the position grid that released files carry."""
+    tensors = average_of(read_state(out, stage))
     grid = position_grid(
         config.hidden_size, config.base_size, config.base_size, config.base_size, config.pe_interpolation
     )

@@ -8,6 +8,7 @@ teacher solves every trajectory to its end under guidance, and that end is the t
 
 from __future__ import annotations
 
+import argparse
 import copy
 from pathlib import Path
 
@@ -15,10 +16,14 @@ import torch
 from torch import nn
 
 from ...sampling import LCM_GRID, boundary, lcm_timesteps
+from ...text.encoder import open_t5
+from ...text.provenance import CHECKPOINT_PREFIX, mark_t5
 from ...transformer import PixArtTransformer
 from .captions import random_caption
 from .diffusion import CONFIG, NATIVE, WIDE, DiffusionTask, Phase, average_of, pad_tokens
+from .export import ENCODER, transformer_metadata, transformer_tensors, write_safetensors
 from .latents import teacher_latents
+from .restore import published
 from .run import Resumable
 
 LCM_PHASE = Phase(500, ((0.9, (NATIVE,)), (0.1, WIDE)), 768, layout=0.5)
@@ -28,6 +33,9 @@ GUIDANCE = 4.5
 STEPS = 4
 SOLVER_STEPS = 5
 """Of the teacher, from the drawn timestep to the end."""
+
+
+FILE = "pixart-demo-lcm.safetensors"
 
 
 class LcmTask(DiffusionTask):
@@ -139,3 +147,32 @@ def train(out: Path, seed: int, steps: int) -> None:
     """Distil, or go on; needs a finished Σ in ``out``."""
     task = LcmTask(out, seed, steps)
     Resumable(task, out / "lcm.state.pt").run(steps, save_every=100, after_save=task.preview)
+
+
+def export(out: Path, demo: Path) -> Path:
+    """Write the distilled model beside the published demo, whose T5 it names; its path.
+
+    Raises ValueError when the stage has not been run or the T5 is missing.
+    """
+    encoder = published(demo, ENCODER)
+    metadata = transformer_metadata() | {
+        "modelspec.title": "PixArt demo LCM",
+        "modelspec.description": "The PixArt demo distilled to draw in four steps without guidance.",
+    }
+    path = demo / FILE
+    write_safetensors(
+        path, transformer_tensors(out, stage="lcm"), metadata | mark_t5(open_t5(encoder)).metadata(CHECKPOINT_PREFIX)
+    )
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pixart.training.demo.lcm", description=export.__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo-run"), help="folder with the recipe's states")
+    parser.add_argument("--demo", type=Path, default=Path("demo"), help="folder of the published demo")
+    args = parser.parse_args()
+    print(export(args.out, args.demo))
+
+
+if __name__ == "__main__":
+    main()
