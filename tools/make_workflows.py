@@ -45,7 +45,7 @@ def widget_values(info: dict, given: dict) -> list:
             continue
         options = spec[1] if len(spec) > 1 else {}
         value = given.get(name, options.get("default"))
-        values.append(options.get("default") if isinstance(value, list) else value)
+        values.append(options.get("default", "") if isinstance(value, list) else value)
         if options.get("control_after_generate"):
             values.append("randomize")
     return values
