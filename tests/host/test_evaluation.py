@@ -43,8 +43,8 @@ def write_input(name: str, text: str) -> None:
 def test_the_demos_prompts_are_offered_and_read(node_classes, prompt_set):
     schema = node_classes["PixArtPromptSet"].GET_SCHEMA()
     assert schema.inputs[0].options[0] == "prompts.csv [demo]"
-    prompts, categories, seeds, _ = prompt_set("prompts.csv [demo]", "shapes, everything", 12, 100)
-    assert len(prompts) == 12 and categories == ["shapes"] * 10 + ["everything"] * 2
+    prompts, categories, seeds, _ = prompt_set("prompts.csv [demo]", "squares, stars", 12, 100)
+    assert len(prompts) == 12 and categories == ["squares"] * 10 + ["stars"] * 2
     assert seeds == [*range(110, 120), 130, 131]
 
 
@@ -109,7 +109,7 @@ def test_the_workflow_draws_each_prompt_with_its_seed_and_goes_on_at_the_next_qu
     graph = json.loads((ROOT / "workflows" / "api" / "prompt_set.json").read_text(encoding="utf-8"))
     ids = {node["class_type"]: key for key, node in graph.items()}
     chosen, sheet = (graph[ids[name]]["inputs"] for name in ("PixArtPromptSet", "PixArtContactSheet"))
-    chosen |= {"limit": 2, "category": "shapes", "run": "runs/server"}
+    chosen |= {"limit": 2, "category": "squares", "run": "runs/server"}
     sheet |= {"run": "runs/server", "columns": 2}
     graph[ids["KSampler"]]["inputs"]["steps"] = 2
     sizes = []

@@ -77,13 +77,13 @@ def test_what_is_no_prompt_file_is_refused_with_the_remedy(tmp_path, name, text,
 
 
 def test_an_unknown_category_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="'cats'.*'colours', 'shapes'"):
+    with pytest.raises(ValueError, match="'cats'.*'circles', 'squares'"):
         choose(read_prompts(SET), "cats")
 
 
 def test_the_demos_prompts_are_forty_in_four_categories_and_say_what_the_judge_reads():
     prompts = read_prompts(SET)
-    counts = {name: len(choose(prompts, name)) for name in ("colours", "shapes", "positions", "everything")}
+    counts = {name: len(choose(prompts, name)) for name in ("circles", "squares", "triangles", "stars")}
     assert counts == dict.fromkeys(counts, 10) and len(prompts) == 40 == len({prompt.text for prompt in prompts})
     for prompt in prompts:
         scene = scene_of(prompt.text, captions)
@@ -121,7 +121,7 @@ def whole(tmp_path_factory) -> Path:
 
 def test_a_run_leaves_pictures_a_table_and_a_sheet(whole, capsys):
     rows = read_table(whole / "results.csv")
-    assert [(row.index, row.seed, row.category) for row in rows] == [(i, i, "colours") for i in range(4)]
+    assert [(row.index, row.seed, row.category) for row in rows] == [(i, i, "circles") for i in range(4)]
     assert all(
         float(row.seconds) > 0 and row.score and "dpm-solver++, 2 steps, cfg 4.5" in row.settings for row in rows
     )
