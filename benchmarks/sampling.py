@@ -123,12 +123,12 @@ def thresholding(bench: Bench, args: argparse.Namespace) -> None:
         "dynamic, real latents": lambda x, free: threshold(x, free, "dynamic", p, real),
     }
     print(f"percentile {p:g}; right pictures of {len(bench.prompts)}, and share of clipped pixels\n")
-    print("| thresholding |" + "".join(f" cfg {cfg:g} |" for cfg in CFGS))
-    print("|---|" + "---|" * len(CFGS))
+    print("| thresholding |" + "".join(f" cfg {cfg:g} |" for cfg in args.cfgs))
+    print("|---|" + "---|" * len(args.cfgs))
     rows = []
     for name, after in ways.items():
         cells = []
-        for cfg in CFGS:
+        for cfg in args.cfgs:
             latents = bench.latents(Recipe(cfg=cfg, steps=args.steps), size=(16, 16), after=after)
             pictures = bench.pictures(latents)
             cells.append(f" {bench.right(pictures)}, {clipped(pictures):.1%} |")
@@ -195,6 +195,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=Path, default=DEMO / "prompts.csv")
     parser.add_argument("--limit", type=int, default=40, help="prompts, of all categories in turn")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfgs", type=float, nargs="+", default=CFGS, help="guidance scales of thresholding")
     parser.add_argument("--percentile", type=float, default=99.5)
     args = parser.parse_args()
     prompts = [prompt.text for prompt in read_prompts(args.prompts)]

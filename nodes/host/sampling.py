@@ -26,7 +26,8 @@ class UnitNoiseSampler(comfy.samplers.KSAMPLER):
     """
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, *more, **named):
-        if latent_image is None or not torch.count_nonzero(latent_image):
+        empty = latent_image is None or not torch.count_nonzero(latent_image)
+        if empty and not self.max_denoise(model_wrap, sigmas):
             noise = noise * (1 + sigmas[0] ** 2).sqrt() / sigmas[0]
         return super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, *more, **named)
 
