@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..pixart.guidance import DYNAMIC, MODES
+from ..pixart.guidance import MODES, STATIC
 from .host import guidance
 from .host.model import pixart_model
 
@@ -24,7 +24,7 @@ class PixArtDynamicThresholding(io.ComfyNode):
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
-                    default=DYNAMIC,
+                    default=STATIC,
                     tooltip="static cuts off what is out of range. dynamic cuts off at a percentile and draws the "
                     "whole picture in until that is in range.",
                 ),
@@ -47,7 +47,7 @@ class PixArtDynamicThresholding(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, mode: str = DYNAMIC, percentile: float = 99.5, reference=None) -> io.NodeOutput:
+    def execute(cls, model, mode: str = STATIC, percentile: float = 99.5, reference=None) -> io.NodeOutput:
         pixart_model(model)
         return io.NodeOutput(guidance.thresholded(model, mode, percentile, reference))
 
