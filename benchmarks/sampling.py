@@ -118,7 +118,7 @@ def thresholding(bench: Bench, args: argparse.Namespace) -> None:
         "none": None,
         "pixel rule, −1 … 1": lambda x, free: dynamic_threshold(x, one, p),
         "static, own range": lambda x, free: threshold(x, free, "static", p),
-        "dynamic, own range": lambda x, free: threshold(x, free, "dynamic", p),
+        "dynamic, own range": lambda x, free: dynamic_threshold(x, latent_range(free, p), p),
         "static, real latents": lambda x, free: threshold(x, free, "static", p, real),
         "dynamic, real latents": lambda x, free: threshold(x, free, "dynamic", p, real),
     }

@@ -40,7 +40,7 @@ class PixArtDynamicThresholding(io.ComfyNode):
                     "reference",
                     optional=True,
                     tooltip="Real pictures, encoded with the checkpoint's VAE, whose range is measured per channel. "
-                    "Without it, the range is that of the model's own prediction without guidance at each step.",
+                    "Without it, static takes the range of the model's own unguided prediction; dynamic needs it.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with its guided predictions kept in range.")],

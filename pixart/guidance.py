@@ -66,9 +66,12 @@ def threshold(
 ) -> torch.Tensor:
     """Guided x0 (B, C, h, w) kept in the range of real latents, or of the ``unguided`` prediction where that is None.
 
-    Raises ValueError for an unknown mode or a percentile outside 50 … 100.
+    Raises ValueError for an unknown mode, a percentile outside 50 … 100, or dynamic without a range of real latents:
+    one prediction's own is so narrow, about a middle so far from 0, that drawing the picture in to it destroys it.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}.")
+    if bounds is None and mode == DYNAMIC:
+        raise ValueError("Dynamic thresholding needs the range of real latents: connect reference, or choose static.")
     bounds = bounds or latent_range(unguided, percentile)
     return static_threshold(x0, bounds) if mode == STATIC else dynamic_threshold(x0, bounds, percentile)

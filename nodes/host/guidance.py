@@ -5,15 +5,20 @@ from __future__ import annotations
 import comfy.samplers
 import torch
 
-from ...pixart.guidance import LatentRange, latent_range, threshold
+from ...pixart.guidance import DYNAMIC, LatentRange, latent_range, threshold
 
 
 def thresholded(patcher, mode: str, percentile: float, reference=None):
     """A clone of a MODEL whose guided predictions are kept in the range of latents.
 
     reference: LATENT of real pictures; None measures the model's own prediction without guidance at every step.
-    Raises ValueError for a percentile that is none, or a reference of another number of channels.
+    Raises ValueError for a percentile that is none, a reference of another number of channels, or dynamic without one.
     """
+    if reference is None and mode == DYNAMIC:
+        raise ValueError(
+            "The mode dynamic needs the range of real latents: connect some pictures, encoded with the checkpoint's "
+            "VAE, to reference, or choose the mode static."
+        )
     bounds = None if reference is None else measured(patcher, reference["samples"], percentile)
     patched = patcher.clone()
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ..__main__ import DEMO, DTYPES, fail
-from ..guidance import MODES, NONE
+from ..guidance import NONE, STATIC
 from ..sampling import DIFFUSERS, DPM_SOLVER, FEW_STEP_METHODS, ORIGINAL, REFERENCE_METHODS
 from .judges import NAMES as JUDGES
 
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, help="default: 20, or 4 for lcm and flash, 1 for dmd and nitro")
     p.add_argument("--cfg", type=float, help="guidance scale (default: 4.5, or 1 for few-step methods)")
     p.add_argument("--timesteps", choices=[DIFFUSERS, ORIGINAL], default=DIFFUSERS, help="of lcm and flash")
-    p.add_argument("--threshold", choices=[NONE, *MODES], default=NONE, help="of the guided prediction")
+    p.add_argument("--threshold", choices=[NONE, STATIC], default=NONE, help="of the guided prediction")
     p.add_argument("--percentile", type=float, default=99.5, help="of thresholding (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of the first prompt; each has the next, or its own in the file")
     p.add_argument("--width", type=int, help="pixels, a multiple of 8 (default: the checkpoint's own)")

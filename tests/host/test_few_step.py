@@ -165,7 +165,9 @@ def test_a_latent_that_is_not_empty_begins_a_one_step_model_where_the_host_would
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 def test_thresholding_bounds_a_strongly_guided_picture_and_leaves_an_unguided_one(model, captions, node_classes, mode):
     sigmas, sampler = run(node_classes, "PixArtReferenceSampling", "dpm-solver++", 6)
-    (bounded,) = run(node_classes, "PixArtDynamicThresholding", model, mode, 99.0)
+    reference = {"samples": torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(9)) * 9}
+    reference = None if mode == "static" else reference
+    (bounded,) = run(node_classes, "PixArtDynamicThresholding", model, mode, 99.0, reference)
     plain, kept = (advanced(m, captions, sigmas, sampler, cfg=25.0) for m in (model, bounded))
     unguided = advanced(model, captions, sigmas, sampler)
     print(f"{mode}: spread {unguided.std():.2f} unguided, {plain.std():.2f} at cfg 25, {kept.std():.2f} with the node")
@@ -183,7 +185,9 @@ def test_thresholding_keeps_to_the_range_of_reference_latents(model, captions, n
     assert (drawn[0] >= low - 1e-4).all() and (drawn[0] <= high + 1e-4).all()
 
 
-def test_a_reference_of_another_latent_space_is_refused(model, node_classes):
+def test_a_reference_of_another_latent_space_or_none_for_dynamic_is_refused(model, node_classes):
+    with pytest.raises(ValueError, match="to reference, or choose the mode static"):
+        run(node_classes, "PixArtDynamicThresholding", model, "dynamic", 99.5)
     with pytest.raises(ValueError, match="16, 8, 8.*encode the pictures with the VAE"):
         run(node_classes, "PixArtDynamicThresholding", model, "static", 99.5, {"samples": torch.zeros(1, 16, 8, 8)})
 

@@ -54,14 +54,15 @@ def test_a_range_holds_the_percentile_of_each_pictures_channels_or_of_all_togeth
     assert ((values - together.middle).abs() <= together.half).float().mean().item() == pytest.approx(0.9, abs=0.02)
 
 
-@pytest.mark.parametrize("mode", ["static", "dynamic"])
-def test_without_real_latents_the_models_own_unguided_prediction_is_the_range(mode):
+def test_without_real_latents_the_models_own_unguided_prediction_is_the_range():
     unguided = latents(5, 2.0)
-    kept = threshold(unguided * 10, unguided, mode, 99.5)
+    kept = threshold(unguided * 10, unguided, "static", 99.5)
     bounds = latent_range(unguided, 99.5)
     assert ((kept - bounds.middle).abs() <= bounds.half + 1e-4).all()
-    real = threshold(unguided * 10, unguided, mode, 99.5, UNIT)
-    assert real.abs().max() <= 1 + 1e-6
+    for mode in ("static", "dynamic"):
+        assert threshold(unguided * 10, unguided, mode, 99.5, UNIT).abs().max() <= 1 + 1e-6
+    with pytest.raises(ValueError, match="connect reference, or choose static"):
+        threshold(unguided, unguided, "dynamic", 99.5)
 
 
 def test_what_is_no_mode_or_percentile_is_refused():
