@@ -1,8 +1,8 @@
 """Measures on the demo what samplers and guidance do to pictures: right ones, clipped pixels, sharp edges.
 
-    python benchmarks/sampling.py few-step --checkpoint demo/pixart-demo-lcm.safetensors
-    python benchmarks/sampling.py thresholding
-    python benchmarks/sampling.py cascade
+    python benchmarks/pictures.py few-step --checkpoint demo/pixart-demo-lcm.safetensors
+    python benchmarks/pictures.py thresholding
+    python benchmarks/pictures.py cascade
 
 Each draws one picture for every prompt of demo/prompts.csv and row of its table, from the same noise in every row, and
 leaves a sheet in output/benchmarks. A picture is right when all that its prompt says is seen in its pixels.
