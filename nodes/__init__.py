@@ -5,26 +5,38 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension
 
 from . import (
+    caching,
     caption_files,
     captions,
     checkpoint,
+    compression,
+    controlnet,
+    dreambooth,
     evaluation,
     fewstep,
     guidance,
+    lora,
     resolution,
+    training,
     upscale,
 )
-from .host import folders
+from .host import folders, replacements, routes
 
 NODES = [
     *checkpoint.NODES,
     *captions.NODES,
     *caption_files.NODES,
+    *lora.NODES,
+    *dreambooth.NODES,
     *resolution.NODES,
     *fewstep.NODES,
     *guidance.NODES,
     *upscale.NODES,
     *evaluation.NODES,
+    *caching.NODES,
+    *training.NODES,
+    *compression.NODES,
+    *controlnet.NODES,
 ]
 
 
@@ -32,6 +44,8 @@ class PixArtExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register_demo()
         folders.register_captions()
+        routes.register()
+        await replacements.register({node.GET_SCHEMA().node_id for node in NODES})
 
     async def get_node_list(self) -> list:
         return NODES

@@ -6,7 +6,7 @@ import comfy.model_management
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..pixart.resolution import BASES, bin_named, default_ratio_option, nearest_bin, ratio_options
+from ..pixart.resolution import BASES, chosen_bin, default_ratio_option, nearest_bin, ratio_options
 
 BASE_OPTIONS = [str(base) for base in BASES]
 BASE_TOOLTIP = (
@@ -58,8 +58,19 @@ class PixArtResolution(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, base: str | None, ratio: str | None) -> bool | str:
+        """In place of the host's check against the lists: scripts may name a bare ratio, old workflows a model."""
+        if base is None or ratio is None:  # linked: known when the node runs
+            return True
+        try:
+            chosen_bin(base, ratio)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, base: str, ratio: str, batch_size: int = 1) -> io.NodeOutput:
-        chosen = bin_named(int(base), ratio)
+        chosen = chosen_bin(base, ratio)
         return sized(chosen.width, chosen.height, batch_size)
 
 

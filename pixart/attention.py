@@ -11,7 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from .compression import COMPRESSION, CONV, GRID, NORM_EPS, KVCompression, compress, spread
+
 Attention = Callable[..., torch.Tensor]
+
+GATE = "pixart_gate"
+"""Where ``transformer_options`` holds a ``CrossAttentionGate``."""
 
 
 def sdpa(q, k, v, heads: int, mask=None, transformer_options=None) -> torch.Tensor:
@@ -35,18 +40,71 @@ def caption_bias(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor 
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over image tokens with one fused qkv projection."""
+    """Multi-head self-attention over image tokens with one fused qkv projection.
 
-    def __init__(self, hidden_size: int, num_heads: int, attention: Attention, dtype=None, device=None, operations=nn):
+    kv_ratio: side of the windows that the block's own convolution makes one key and value of; 1 for none.
+    qk_norm: queries and keys are normalised over all heads together.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        attention: Attention,
+        kv_ratio: int = 1,
+        qk_norm: bool = False,
+        dtype=None,
+        device=None,
+        operations=nn,
+    ):
         super().__init__()
+        factory = {"dtype": dtype, "device": device}
         self.num_heads = num_heads
         self.attention = attention
-        self.qkv = operations.Linear(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
-        self.proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
+        self.kv_ratio = kv_ratio
+        self.qkv = operations.Linear(hidden_size, 3 * hidden_size, **factory)
+        self.proj = operations.Linear(hidden_size, hidden_size, **factory)
+        self.sr = self.norm = self.q_norm = self.k_norm = None
+        if kv_ratio > 1:
+            self.sr = operations.Conv2d(
+                hidden_size, hidden_size, kernel_size=kv_ratio, stride=kv_ratio, groups=hidden_size, **factory
+            )
+            self.norm = operations.LayerNorm(hidden_size, eps=NORM_EPS, **factory)
+        if qk_norm:
+            self.q_norm = operations.LayerNorm(hidden_size, eps=NORM_EPS, **factory)
+            self.k_norm = operations.LayerNorm(hidden_size, eps=NORM_EPS, **factory)
 
     def forward(self, x: torch.Tensor, transformer_options: dict) -> torch.Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, D) each
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        k, v = self.compress(k, v, transformer_options)  # (B, M, D) each
         return self.proj(patched_attention(self, "attn1", q, k, v, None, transformer_options))
+
+    def compress(self, k: torch.Tensor, v: torch.Tensor, options: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values as ``options`` wish for this block, else as the block was trained.
+
+        Where another function takes the kernel's place, each is repeated over its window: such functions know one
+        key for every token, and perturbed-attention guidance gives the values back as the output.
+        Raises ValueError when the grid of the tokens is not told.
+        """
+        chosen = options.get(COMPRESSION)
+        if chosen is None or not chosen.covers(options.get("block_index"), k.shape[1]):
+            chosen = KVCompression(CONV, self.kv_ratio)
+        sampling, ratio = chosen.sampling, chosen.ratio
+        if ratio == 1:
+            return k, v
+        grid = options.get(GRID)
+        if grid is None or grid[0] * grid[1] != k.shape[1]:
+            raise ValueError(
+                f"Keys and values cannot be compressed: there are {k.shape[1]} tokens, and their grid is given as "
+                f"{grid}. Whoever calls the block has to set {GRID!r} in transformer_options."
+            )
+        layers = (self.sr, self.norm) if sampling == CONV and ratio == self.kv_ratio else (None, None)
+        k, v = (compress(tokens, grid, sampling, ratio, *layers) for tokens in (k, v))
+        if find_replacement("attn1", options) is not None:
+            k, v = (spread(tokens, grid, sampling, ratio) for tokens in (k, v))
+        return k, v
 
 
 class CrossAttention(nn.Module):
@@ -60,10 +118,28 @@ class CrossAttention(nn.Module):
         self.kv_linear = operations.Linear(hidden_size, 2 * hidden_size, dtype=dtype, device=device)
         self.proj = operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor, caption: torch.Tensor, bias, transformer_options: dict) -> torch.Tensor:
+    def forward(self, x, caption: torch.Tensor, bias, transformer_options: dict, keys_values=None) -> torch.Tensor:
+        """keys_values: what ``kv_linear`` gives for the caption, (B, L, 2D), where that is known already."""
+        gate, index = transformer_options.get(GATE), transformer_options.get("block_index")
+        frozen = None if gate is None else gate.get(index)
+        if frozen is not None:
+            return frozen
         q = self.q_linear(x)
-        k, v = self.kv_linear(caption).chunk(2, dim=-1)  # (B, L, D) each
-        return self.proj(patched_attention(self, "attn2", q, k, v, bias, transformer_options))
+        if keys_values is None:
+            keys_values = self.kv_linear(caption)
+        elif is_patched("attn2", transformer_options):
+            keys_values = keys_values.clone()  # a patch may write into what it is given
+        k, v = keys_values.chunk(2, dim=-1)  # (B, L, D) each
+        out = self.proj(patched_attention(self, "attn2", q, k, v, bias, transformer_options))
+        if gate is not None:
+            gate.keep(index, out)
+        return out
+
+
+def is_patched(name: str, transformer_options: dict) -> bool:
+    """Whether anything but the kernel sees the keys and values of attention ``name``."""
+    replaced = transformer_options.get("patches_replace", {}).get(name)
+    return bool(replaced or transformer_options.get("patches", {}).get(f"{name}_patch"))
 
 
 def patched_attention(layer, name: str, q, k, v, bias, transformer_options: dict) -> torch.Tensor:
@@ -72,10 +148,10 @@ def patched_attention(layer, name: str, q, k, v, bias, transformer_options: dict
     ``patches["attn1_patch"]`` may change q, k, v (B, H, N, d) and the bias; ``patches_replace["attn1"]``
     takes the place of the kernel, q, k, v being (B, N, D); ``patches["attn1_output_patch"]`` changes its
     output (B, N, D). ``name`` is "attn1" for self-attention and "attn2" for cross-attention. Replacements
-    are looked up as a UNet names its blocks, see ``attention_block_name``.
+    are looked up as a UNet names its blocks, see ``attention_block_name``. k and v may be fewer than q.
     """
     patches = transformer_options.get("patches", {})
-    replacements = transformer_options.get("patches_replace", {}).get(name)
+    replacement = find_replacement(name, transformer_options)
     heads = layer.num_heads
 
     for patch in patches.get(f"{name}_patch", ()):
@@ -84,10 +160,6 @@ def patched_attention(layer, name: str, q, k, v, bias, transformer_options: dict
         q, k, v = (t.transpose(1, 2).flatten(2) for t in (out.get("q", q), out.get("k", k), out.get("v", v)))
         bias = out.get("attn_mask", bias)
 
-    replacement = None
-    if replacements:
-        block = transformer_options.get("block", ())
-        replacement = next((replacements[key] for key in (block, block[:2]) if key in replacements), None)
     if replacement is not None:
         options = {**transformer_options, "n_heads": heads, "dim_head": q.shape[-1] // heads}
         x = replacement(q, k, v, options)
@@ -97,6 +169,15 @@ def patched_attention(layer, name: str, q, k, v, bias, transformer_options: dict
     for patch in patches.get(f"{name}_output_patch", ()):
         x = patch(x, transformer_options)
     return x
+
+
+def find_replacement(name: str, transformer_options: dict) -> Callable | None:
+    """What takes the place of the kernel in the block that runs, if anything does."""
+    replacements = transformer_options.get("patches_replace", {}).get(name)
+    if not replacements:
+        return None
+    block = transformer_options.get("block", ())
+    return next((replacements[key] for key in (block, block[:2]) if key in replacements), None)
 
 
 def attention_block_name(index: int, depth: int) -> tuple[str, int, int]:

@@ -21,6 +21,9 @@ class PixArtConfig:
         ``[0, base_size / pe_interpolation)`` whatever the picture's size.
     micro_condition: α's size and aspect-ratio embedders are present.
     null_caption: the learned caption for classifier-free guidance is present.
+    qk_norm: queries and keys of self-attention are normalised.
+    kv_ratios: for each block, the side of the windows whose keys and values its convolution makes one of; 1 where a
+        block has no such convolution, and none at all where no block has.
     """
 
     family: str = SIGMA
@@ -37,8 +40,13 @@ class PixArtConfig:
     pe_interpolation: float = 2.0
     micro_condition: bool = False
     null_caption: bool = True
+    qk_norm: bool = False
+    kv_ratios: tuple[int, ...] = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "kv_ratios", tuple(self.kv_ratios))  # a list where it is read from JSON
+        if any(ratio < 1 for ratio in self.kv_ratios):
+            raise ValueError(f"kv_ratios are {list(self.kv_ratios)}; each must be at least 1.")
         if self.family not in (ALPHA, SIGMA):
             raise ValueError(f"family must be 'alpha' or 'sigma', not {self.family!r}.")
         if self.hidden_size % self.num_heads:
@@ -47,6 +55,10 @@ class PixArtConfig:
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 4 for the 2-D position grid.")
         if self.micro_condition and self.hidden_size % 3:
             raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 3 for size conditioning.")
+
+    def kv_ratio(self, block: int) -> int:
+        """Side of the windows that a block's own convolution makes one key and value of; 1 for none."""
+        return self.kv_ratios[block] if block < len(self.kv_ratios) else 1
 
     @property
     def head_dim(self) -> int:

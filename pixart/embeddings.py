@@ -40,13 +40,20 @@ def position_grid(
     return grid.reshape(height * width, dim)
 
 
+def frequencies(count: int) -> torch.Tensor:
+    """DDPM's frequencies, from 1 down to nearly 1/10000: (count,), float32.
+
+    The reference's exponents, rounded to float32 as there; the exponential in float64, since processors differ in
+    the last digit of a float32 one, and at timestep 999 that shows in the fifth digit of the prediction.
+    """
+    exponents = -math.log(10000.0) * torch.arange(count, dtype=torch.float32) / count
+    return exponents.double().exp().float()
+
+
 def sinusoid(values: torch.Tensor, dim: int = 256) -> torch.Tensor:
     """DDPM features of ``values`` (N,), computed in float32 → (N, dim): ``[cos | sin]``."""
     half = dim // 2
-    frequencies = torch.exp(
-        -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=values.device) / half
-    )
-    angles = values.float()[:, None] * frequencies[None]  # (N, dim/2)
+    angles = values.float()[:, None] * frequencies(half).to(values.device)[None]  # (N, dim/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

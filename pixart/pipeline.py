@@ -27,7 +27,7 @@ from .text.captions import load_caption
 from .text.encoder import load_transformers_t5, open_t5
 from .text.provenance import T5Mark, check_t5, expected_t5
 from .text.tokens import Tokenizer
-from .transformer import PixArtTransformer
+from .transformer import GRIDS, PREPARED, PixArtTransformer
 
 PIXELS = 8
 """Pixels of a picture to one latent pixel, along either side."""
@@ -72,6 +72,16 @@ class Autoencoder:
         z = (z - self.shift) * self.scale
         dtype = next(self.model.decoder.parameters()).dtype
         return (self.model.decode(z.to(dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, 8h, 8w) in [0, 1] → z (B, C, h, w), float32: what ``decode`` takes, the mean where the model
+        gives a distribution.
+        """
+        encoder = next(self.model.encoder.parameters())
+        encoded = self.model.encode((pictures * 2 - 1).to(encoder))
+        z = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return z.float() / self.scale + self.shift
 
 
 def load_autoencoder(
@@ -316,12 +326,16 @@ class PixArtPipeline:
             size = torch.tensor([[height, width]], device=self.device, dtype=torch.float32)
             aspect_ratio = size[:, :1] / size[:, 1:]
 
+        prepared = self.transformer.prepare_caption(embeddings, mask)
+        options = {PREPARED: prepared, GRIDS: {}}
         scheduler = official_scheduler(steps) if sigmas is None else sigma_scheduler(sigmas)
         x = noise if sigmas is None else first_noise(noise, scheduler.sigmas[0])
         for t in tqdm(scheduler.timesteps, desc="Sampling", disable=None if progress else True):
             batch = torch.cat([x] * len(captions)).to(self.dtype)
             timesteps = t.float().to(self.device).expand(len(batch))
-            predicted = self.transformer(batch, timesteps, embeddings, mask, size, aspect_ratio).float()
+            predicted = self.transformer(
+                batch, timesteps, embeddings, mask, size, aspect_ratio, transformer_options=options
+            ).float()
             if cfg != 1:
                 conditional, unconditional = predicted.chunk(2)
                 predicted = unconditional + cfg * (conditional - unconditional)

@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 BASES = (256, 512, 1024, 2048, 2880, 4096)
+
+OTHER_NAMES = {
+    "PixArtMS_XL_2": 1024,
+    "PixArtMS_Sigma_XL_2": 1024,
+    "PixArtMS_Sigma_XL_2_900M": 1024,
+    "PixArtMS_Sigma_XL_2_2K": 2048,
+    "PixArtMS_Sigma_XL_2_512": 512,
+    "PixArt_XL_2": 512,
+}
+"""Bases as workflows of ComfyUI_ExtraModels name them, by a type of model. Their ratio is width / height."""
 
 _TABLES = Path(__file__).parent / "data" / "aspect_ratios.json"
 _COMMON_BASE = 1024
@@ -123,6 +133,37 @@ def bin_named(base: int, label_or_ratio: str) -> Bin:
     return nearest_bin(elsewhere.height, elsewhere.width, base)
 
 
+def chosen_bin(base: str, ratio: str) -> Bin:
+    """The bin that a node's two choices name: a base and ``bin_named``'s text, or a type of model and its ratio.
+
+    With one of ``OTHER_NAMES`` the same number means the turned picture: 0.25 is 512 × 2048 there, 2048 × 512 here.
+    Raises ValueError for choices that name none.
+    """
+    if base in OTHER_NAMES:
+        same = bin_named(OTHER_NAMES[base], ratio)
+        return replace(same, height=same.width, width=same.height)
+    try:
+        number = int(base)
+    except ValueError:
+        number = 0
+    return bin_named(number, ratio)
+
+
+def size_table() -> dict:
+    """What a list of sizes needs, as JSON takes it: the options' numbers, and (width, height, tokens) at every base."""
+    return {
+        "options": ratio_options(),
+        "square": default_ratio_option(),
+        "bases": {
+            str(base): [
+                [entry.width, entry.height, entry.tokens]
+                for entry in (bin_named(base, option) for option in ratio_options())
+            ]
+            for base in BASES
+        },
+    }
+
+
 def nearest_base(height: int, width: int) -> int:
     """The base whose square has the area nearest to ``height`` × ``width`` pixels, as a factor."""
     _require_size(height, width)
@@ -151,14 +192,17 @@ def advice(height: int, width: int, native_pixels: int) -> str | None:
     stretch = max(height / width, width / height)
     if 1 / _FAR_AREA < area < _FAR_AREA and stretch <= 4 * _FAR_RATIO:
         return None
-    fit_height, fit_width = _native_size(height, width, native_pixels)
+    fit_height, fit_width = trained_size(height, width, native_pixels)
     said = f"{area:.2g} times the area" if not 1 / _FAR_AREA < area < _FAR_AREA else f"an aspect of {stretch:.2g}:1"
     known = f"trained around {native_pixels} × {native_pixels}" if "area" in said else "trained up to 4:1"
     return f"{width} × {height} is {said} for a checkpoint {known}; {fit_width} × {fit_height} fits."
 
 
-def _native_size(height: int, width: int, native_pixels: int) -> tuple[int, int]:
-    """(height, width) of the nearest ratio at a checkpoint's own size, which need not be one of BASES."""
+def trained_size(height: int, width: int, native_pixels: int) -> tuple[int, int]:
+    """(height, width) of the bin with the nearest ratio at a checkpoint's own size, which need not be one of BASES.
+
+    Raises ValueError for sizes below 1.
+    """
     if native_pixels in BASES:
         entry = nearest_bin(height, width, native_pixels)
         return entry.height, entry.width

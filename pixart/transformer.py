@@ -9,13 +9,16 @@ load a state dict, or see ``pixart.training.initialise``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from .attention import Attention, CrossAttention, SelfAttention, attention_block_name, caption_bias, sdpa
+from .compression import GRID
 from .config import PixArtConfig
 from .embeddings import CaptionEmbedder, Mlp, PatchEmbed, ScalarEmbedder, position_grid
+from .prepared import PreparedCaption, different_rows, longest
 
 LAYER_NORM_EPS = 1e-6
 
@@ -30,6 +33,14 @@ def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch
     return torch.addcmul(shift, x, scale + 1)
 
 
+def modulated_norm(norm: nn.LayerNorm, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``modulate(norm(x), …)``; where the whole batch shares shift and scale (1, 1, D), as the norm's own affine."""
+    if shift.shape[0] > 1:
+        return modulate(norm(x), shift, scale)
+    weight, bias = (scale + 1).flatten().to(x.dtype), shift.flatten().to(x.dtype)
+    return nn.functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
 def narrow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``x`` in ``dtype``; what lies beyond its largest number is set to that number, not to infinity."""
     if x.dtype == dtype:
@@ -41,29 +52,35 @@ def narrow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 class Block(nn.Module):
     """Self-attention and MLP under adaLN-single, with cross-attention to the caption between them."""
 
-    def __init__(self, config: PixArtConfig, attention: Attention, dtype=None, device=None, operations=nn):
+    def __init__(
+        self, config: PixArtConfig, attention: Attention, kv_ratio: int = 1, dtype=None, device=None, operations=nn
+    ):
         super().__init__()
         factory = {"dtype": dtype, "device": device}
         size = config.hidden_size
         norm = {"elementwise_affine": False, "eps": LAYER_NORM_EPS, **factory}
         self.norm1 = operations.LayerNorm(size, **norm)
-        self.attn = SelfAttention(size, config.num_heads, attention, **factory, operations=operations)
+        self.attn = SelfAttention(
+            size, config.num_heads, attention, kv_ratio, config.qk_norm, **factory, operations=operations
+        )
         self.cross_attn = CrossAttention(size, config.num_heads, attention, **factory, operations=operations)
         self.norm2 = operations.LayerNorm(size, **norm)
         self.mlp = Mlp(size, config.mlp_hidden_size, size, **factory, operations=operations)
         self.scale_shift_table = nn.Parameter(torch.empty(6, size, **factory))
 
-    def forward(self, x, caption, t0, bias, transformer_options: dict) -> torch.Tensor:
-        """x (B, N, D), caption (B, L, D), t0 (B, 6, D), bias from ``caption_bias`` → (B, N, D).
+    def forward(self, x, caption, t0, bias, transformer_options: dict, keys_values=None) -> torch.Tensor:
+        """x (B, N, D), caption (B, L, D), t0 (B or 1, 6, D), bias from ``caption_bias`` → (B, N, D).
 
+        keys_values: of cross-attention, (B, L, 2D), where the caption's are known already.
         Layers compute in the dtype of t0; x, the sum of all that blocks add, may have a wider one.
         """
         modulation = raw(self.scale_shift_table, t0) + t0
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)  # (B, 1, D)
-        attended = self.attn(narrow(modulate(self.norm1(x), shift_msa, scale_msa), t0.dtype), transformer_options)
-        x = torch.addcmul(x, gate_msa, attended)
-        x = x + self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options)
-        return torch.addcmul(x, gate_mlp, self.mlp(narrow(modulate(self.norm2(x), shift_mlp, scale_mlp), t0.dtype)))
+        normed = modulated_norm(self.norm1, x, shift_msa, scale_msa)
+        x = torch.addcmul(x, gate_msa, self.attn(narrow(normed, t0.dtype), transformer_options))
+        x = x + self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options, keys_values)
+        normed = modulated_norm(self.norm2, x, shift_mlp, scale_mlp)
+        return torch.addcmul(x, gate_mlp, self.mlp(narrow(normed, t0.dtype)))
 
 
 class FinalLayer(nn.Module):
@@ -79,8 +96,20 @@ class FinalLayer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(2, config.hidden_size, **factory))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        shift, scale = (raw(self.scale_shift_table, t) + t[:, None]).chunk(2, dim=1)  # (B, 1, D)
-        return self.linear(narrow(modulate(self.norm_final(x), shift, scale), t.dtype))
+        shift, scale = (raw(self.scale_shift_table, t) + t[:, None]).chunk(2, dim=1)  # (B or 1, 1, D)
+        return self.linear(narrow(modulated_norm(self.norm_final, x, shift, scale), t.dtype))
+
+
+class Embedded(NamedTuple):
+    """What the first block is given: tokens (B, N, D), t (B or 1, D) for the final layer and t0 (B or 1, 6, D) for the
+    blocks, caption (B, L, D), its bias (B, 1, 1, L) or None, and what else is known of the caption, or None."""
+
+    tokens: torch.Tensor
+    t: torch.Tensor
+    t0: torch.Tensor
+    caption: torch.Tensor
+    bias: torch.Tensor | None
+    prepared: PreparedCaption | None
 
 
 class PixArtTransformer(nn.Module):
@@ -103,7 +132,9 @@ class PixArtTransformer(nn.Module):
         self.y_embedder = CaptionEmbedder(
             config.caption_channels, size, config.max_caption_tokens, config.null_caption, **factory
         )
-        self.blocks = nn.ModuleList(Block(config, attention, **factory) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, attention, config.kv_ratio(index), **factory) for index in range(config.depth)
+        )
         self.final_layer = FinalLayer(config, **factory)
 
     def forward(
@@ -121,8 +152,10 @@ class PixArtTransformer(nn.Module):
         """Noise prediction (B, C, H, W), in the dtype of ``x``.
 
         x: noisy latents (B, C, H, W); sides that are no multiple of the patch are padded, then cropped.
-        timesteps: (B,), 0 to 999, integer or not.
-        caption: T5 features (B, L, caption_channels); caption_mask: (B, L), zero where padded.
+        timesteps: (B,), 0 to 999, integer or not. One timestep expanded over the batch (its stride is 0) is embedded
+            once, and modulates all rows in the layer norms themselves.
+        caption: T5 features (B, L, caption_channels); caption_mask: (B, L), zero where padded. What comes of them is
+            taken from ``transformer_options[PREPARED]`` where that was made from this very tensor.
         size, aspect_ratio: (B, 2) height and width in pixels and (B, 1) height / width, for checkpoints with
             size conditioning; where left out, the latent's own size times 8.
         control: residuals {"output": [after block 0, after block 1, …]}, each (B, N, D) or None.
@@ -131,6 +164,18 @@ class PixArtTransformer(nn.Module):
 
         Raises ValueError when the caption's width is not the checkpoint's.
         """
+        options = dict(transformer_options or {})
+        height, width = x.shape[-2:]
+        given = self.embed(x, timesteps, caption, caption_mask, size, aspect_ratio, options)
+        tokens = self.run_blocks(
+            given.tokens, given.caption, given.t0, given.bias, control, options, given.prepared
+        )
+        tokens = self.final_layer(tokens, given.t)  # (B, N, p * p * 2C)
+        out = self.unpatchify(tokens, *options[GRID])[..., :height, :width]
+        return out if learned_variance else out[:, : self.config.in_channels]
+
+    def embed(self, x, timesteps, caption, caption_mask, size, aspect_ratio, options: dict) -> Embedded:
+        """What the blocks are given, from what ``forward`` is given; notes the grid of tokens in ``options``."""
         config = self.config
         if caption.shape[-1] != config.caption_channels:
             raise ValueError(
@@ -138,53 +183,92 @@ class PixArtTransformer(nn.Module):
                 f"{config.caption_channels}: the text encoder does not belong to it. Load the T5 that the "
                 "checkpoint was made with."
             )
-        options = dict(transformer_options or {})
         height, width = x.shape[-2:]
-        x = self.pad_to_patch(x)
-        rows, columns = (side // config.patch_size for side in x.shape[-2:])
-
-        grid = position_grid(
-            config.hidden_size, rows, columns, config.base_size, config.pe_interpolation, device=grid_device(x)
-        )
-        tokens = self.x_embedder(x)
-        tokens = tokens + grid.to(device=x.device, dtype=tokens.dtype)  # (B, N, D)
-        t = self.t_embedder(timesteps, tokens.dtype)  # (B, D)
+        tokens = self.patches(x, options)  # (B, N, D)
+        shared = timesteps.shape[0] == 1 or timesteps.stride(0) == 0
+        t = self.t_embedder(timesteps[:1] if shared else timesteps, tokens.dtype)  # (B or 1, D)
         if config.micro_condition:
-            t = t + self.embed_size(size, aspect_ratio, height, width, t)
-        t0 = self.t_block(t).unflatten(1, (6, -1))  # (B, 6, D)
-        caption = self.y_embedder(caption.to(tokens.dtype))  # (B, L, D)
-        bias = caption_bias(caption_mask, tokens.dtype)
+            t = t + self.embed_size(size, aspect_ratio, height, width, tokens)
+        t0 = self.t_block(t).unflatten(1, (6, -1))  # (B or 1, 6, D)
+        prepared = options.get(PREPARED)
+        if prepared is not None and prepared.source is caption:
+            caption, bias = prepared.embedding, prepared.bias
+        else:
+            prepared = None
+            caption = self.y_embedder(caption.to(tokens.dtype))  # (B, L, D)
+            bias = caption_bias(caption_mask, tokens.dtype)
 
         if tokens.dtype == torch.float16:
             # A sum over all blocks that passes 65504 would be infinite in fp16, and every picture after it black.
             # Kept in fp32 it stays exact. Clamping it, as is common, would change the picture unseen; here only
             # cross-attention, whose input is no norm's output, sees a token's outlying channels cut to 65504.
             tokens = tokens.float()
-        tokens = self.run_blocks(tokens, caption, t0, bias, control, options)
-        tokens = self.final_layer(tokens, t)  # (B, N, p * p * 2C)
-        out = self.unpatchify(tokens, rows, columns)[..., :height, :width]
-        return out if learned_variance else out[:, : config.in_channels]
+        return Embedded(tokens, t, t0, caption, bias, prepared)
 
-    def run_blocks(self, x, caption, t0, bias, control, options: dict) -> torch.Tensor:
+    def patches(self, x: torch.Tensor, options: dict) -> torch.Tensor:
+        """Latents (B, C, H, W) as tokens (B, N, D) with their position; notes the grid of tokens in ``options``."""
+        x = self.pad_to_patch(x)
+        options[GRID] = tuple(side // self.config.patch_size for side in x.shape[-2:])
+        # In the order of its shape: a convolution's output would pass its own on to every sum that tokens go into.
+        tokens = self.x_embedder(x).contiguous()
+        return tokens + self.position_grid(*options[GRID], tokens, options.get(GRIDS))
+
+    def run_blocks(self, x, caption, t0, bias, control, options: dict, prepared=None) -> torch.Tensor:
         """The stack of blocks, with ComfyUI's ``patches_replace["dit"]`` and ControlNet residuals after each."""
         replacements = options.get("patches_replace", {}).get("dit", {})
         residuals = (control or {}).get("output", ())
         depth = len(self.blocks)
         options["total_blocks"] = depth
         options["block_type"] = "double"
-        for index, block in enumerate(self.blocks):
+
+        def run(index: int, x: torch.Tensor) -> torch.Tensor:
             options["block_index"] = index
             options["block"] = attention_block_name(index, depth)
             replacement = next(
                 (replacements[key, index] for key in BLOCK_KEYS if (key, index) in replacements), None
             )
-            if replacement is None:
-                x = block(x, caption, t0, bias, options)
-            else:
-                x = replace_block(block, replacement, x, caption, t0, bias, options)
+            keys_values = None if prepared is None else prepared.for_block(index)
+            arguments = (x, caption, t0, bias, options, keys_values)
+            block = self.blocks[index]
+            x = block(*arguments) if replacement is None else replace_block(block, replacement, *arguments)
             if index < len(residuals) and residuals[index] is not None:
                 x = x + residuals[index]
+            return x
+
+        if CACHE in options:
+            return options[CACHE](x, depth, run, residuals, options)
+        for index in range(depth):
+            x = run(index, x)
         return x
+
+    def prepare_caption(self, caption: torch.Tensor, mask: torch.Tensor | None = None) -> PreparedCaption:
+        """What is the same at every step for captions (B, L, caption_channels) and their mask (B, L).
+
+        Equal captions of a batch are computed once, and tokens that are padding in all of them not at all.
+        For ``transformer_options[PREPARED]``; holds as long as the weights do. Waits for the device.
+        """
+        used = longest(mask, caption.shape[1])
+        mask = None if mask is None else mask[:, :used]
+        firsts, likes = different_rows(caption[:, :used])
+        embedding = self.y_embedder(caption[firsts, :used])  # (U, L', D)
+        keys_values = tuple(block.cross_attn.kv_linear(embedding) for block in self.blocks)  # (U, L', 2D)
+        rows = None if len(firsts) == len(likes) else torch.tensor(likes, device=caption.device)
+        bias = None if mask is None or bool(mask.all()) else caption_bias(mask, embedding.dtype)
+        return PreparedCaption(caption, embedding[likes], keys_values, rows, bias)
+
+    def position_grid(self, rows: int, columns: int, like: torch.Tensor, known: dict | None = None) -> torch.Tensor:
+        """The position embedding (N, D) of a grid of tokens, from ``known`` where it was computed before."""
+        size = (rows, columns)
+        grid = None if known is None else known.get(size)
+        if grid is None:
+            config = self.config
+            grid = position_grid(
+                config.hidden_size, rows, columns, config.base_size, config.pe_interpolation, device=grid_device(like)
+            )
+            grid = grid.to(device=like.device, dtype=like.dtype)
+            if known is not None:
+                known[size] = grid
+        return grid.to(device=like.device, dtype=like.dtype)
 
     def embed_size(self, size, aspect_ratio, height: int, width: int, like: torch.Tensor) -> torch.Tensor:
         """α's micro-conditioning (B, D): embedded height, width and aspect ratio side by side."""
@@ -212,17 +296,29 @@ class PixArtTransformer(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
+PREPARED = "pixart_caption"
+"""Where ``transformer_options`` holds a ``PreparedCaption``."""
+
+GRIDS = "pixart_grids"
+"""Where ``transformer_options`` holds a dict for the position grids of a sampling run, by rows and columns."""
+
+CACHE = "pixart_cache"
+"""Where ``transformer_options`` holds what runs the blocks in place of the plain loop: (x, depth, run one block,
+residuals, options) → x."""
+
 BLOCK_KEYS = ("double_block", "single_block", "block")
 """The names under which nodes and packs replace a block of a DiT; PixArt has one kind, which answers to all."""
 
 
-def replace_block(block, replacement, x, caption, t0, bias, options: dict) -> torch.Tensor:
+def replace_block(block, replacement, x, caption, t0, bias, options: dict, keys_values=None) -> torch.Tensor:
     """Hand a block to a ComfyUI ``patches_replace["dit"]`` function, with the arguments the host's models use."""
 
     def original(args: dict) -> dict:
-        img = block(args["img"], args["txt"], args["vec"], args["attn_mask"], args["transformer_options"])
+        known = keys_values if args["txt"] is caption else None  # of another caption they are not known
+        img = block(args["img"], args["txt"], args["vec"], args["attn_mask"], args["transformer_options"], known)
         return {"img": img, "txt": args["txt"]}
 
+    t0 = t0.expand(x.shape[0], -1, -1)
     args = {"img": x, "txt": caption, "vec": t0, "pe": None, "attn_mask": bias, "transformer_options": options}
     return replacement(args, {"original_block": original})["img"]
 

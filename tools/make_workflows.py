@@ -3,20 +3,37 @@
 The API form says what is connected to what; a running ComfyUI's /object_info says what every widget is called
 and in which order it is saved. Nodes are laid out in columns by their distance from the loaders.
 
+Where tools/workflow_extras.json has a twin for it, the same graph is written once more with the released checkpoints'
+names, sizes and download links: it opens with ComfyUI's offer to fetch what is missing. Blueprints, which people add as
+one node, are made from tools/blueprints/NAME.json into subgraphs/NAME.json.
+
     python tools/make_workflows.py http://127.0.0.1:8188
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import urllib.request
+import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 COLUMN, GAP = 320, 30
 NOTE = "MarkdownNote"
+TALL = {
+    "PixArtLoadCheckpoint": 66,
+    "PixArtLoadT5": 66,
+    "PixArtTextEncode": 180,
+    "PixArtResolution": 180,
+    "PixArtSaveCaption": 70,
+    "PixArtLoadCaption": 70,
+    "SaveImage": 300,
+    "PreviewImage": 300,
+}
+"""Pixels below the ordinary widgets: text, pictures, and what js/ adds."""
 
 
 def is_widget(spec: list) -> bool:
@@ -62,7 +79,7 @@ def depth_of(api: dict, key: str, known: dict[str, int]) -> int:
 def height_of(node: dict) -> int:
     """Rough height in pixels of a node: sockets, widgets, and room for text or a picture."""
     rows = max(len(node["inputs"]), len(node["outputs"])) + len(node["widgets_values"])
-    tall = {"PixArtTextEncode": 90, "SaveImage": 300, "PreviewImage": 300}.get(node["type"], 0)
+    tall = TALL.get(node["type"], 0)
     return 30 + 26 * rows + tall
 
 
@@ -139,19 +156,19 @@ def build(api: dict, object_info: dict, models: dict[str, list]) -> dict:
 
 
 def add_note(workflow: dict, text: str) -> None:
-    """A note under the sampler's column, where most graphs have room."""
+    """A note under the sampler's column and the next, where most graphs have room."""
     key = workflow["last_node_id"] + 1
     column = max(2, max(node["pos"][0] for node in workflow["nodes"]) // (COLUMN + GAP) - 2)
-    left = 60 + column * (COLUMN + GAP)
-    below = [node["pos"][1] + node["size"][1] for node in workflow["nodes"] if node["pos"][0] == left]
+    left, width = 60 + column * (COLUMN + GAP), 2 * COLUMN + GAP
+    above = [node for node in workflow["nodes"] if left - COLUMN < node["pos"][0] < left + width]
     workflow["last_node_id"] = key
     workflow["nodes"].append(
         {
             "id": key,
             "type": NOTE,
             "title": "Note",
-            "pos": [left, max(below, default=60) + GAP + 26],
-            "size": [2 * COLUMN + GAP, 330],
+            "pos": [left, max((node["pos"][1] + node["size"][1] for node in above), default=60) + GAP + 26],
+            "size": [width, 60 + 30 * text.count("\n") + 20 * (len(text) // 100)],
             "flags": {},
             "order": 0,
             "mode": 0,
@@ -161,6 +178,112 @@ def add_note(workflow: dict, text: str) -> None:
             "widgets_values": [text],
         }
     )
+
+
+def twin(api: dict, spec: dict) -> dict:
+    """The same graph with other nodes (``replace``), files (``files``, by the demo file's name) and values (``set``).
+
+    outputs: "node.slot" → the slot of the node that replaces it.
+
+    Raises ValueError when the spec names an input that the graph does not have.
+    """
+    graph = copy.deepcopy(api)
+    for key, node in spec.get("replace", {}).items():
+        graph[key] = copy.deepcopy(node)
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                moved = spec.get("outputs", {}).get(f"{value[0]}.{value[1]}")
+                node["inputs"][name] = [value[0], moved] if moved is not None else value
+            else:
+                node["inputs"][name] = spec.get("files", {}).get(value, value) if isinstance(value, str) else value
+    for place, value in spec.get("set", {}).items():
+        key, _, name = place.partition(".")
+        if name not in graph.get(key, {}).get("inputs", {}):
+            raise ValueError(f"The twin sets {place}, which the workflow does not have.")
+        graph[key]["inputs"][name] = value
+    return graph
+
+
+def blueprint(name: str, source: dict, object_info: dict, models: dict[str, list]) -> dict:
+    """A workflow of one subgraph node, as the front end keeps blueprints.
+
+    source: ``graph`` in API form, ``inputs`` as [node, input, label] in the order they are shown, ``output`` as
+    [node, slot, label], ``description`` and ``aliases``.
+    """
+    inner = build(source["graph"], object_info, models)
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    links = [
+        dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
+        for link in inner["links"]
+    ]
+    ours = uuid.uuid5(uuid.NAMESPACE_URL, f"pixart-nodes/subgraphs/{name}")
+    right = max(node["pos"][0] + node["size"][0] for node in nodes.values()) + GAP
+    slots, shown = [], []
+    for row, (key, entry, label) in enumerate(source["inputs"]):
+        node, spec = nodes[int(key)], inputs_of(object_info[source["graph"][key]["class_type"]])[entry]
+        kind = "COMBO" if isinstance(spec[0], list) else spec[0]
+        link = len(links) + 1
+        links.append({"id": link, "origin_id": -10, "origin_slot": row, "target_id": node["id"],
+                      "target_slot": len(node["inputs"]), "type": kind})  # fmt: skip
+        node["inputs"].append({"name": entry, "type": kind, "widget": {"name": entry}, "link": link})
+        slots.append({"id": str(uuid.uuid5(ours, label)), "name": label, "type": kind, "linkIds": [link],
+                      "pos": [0, 80 + 20 * row]})  # fmt: skip
+        shown.append({"name": label, "type": kind, "widget": {"name": label}, "link": None})
+    key, slot, label = source["output"]
+    kind = nodes[int(key)]["outputs"][slot]["type"]
+    link = len(links) + 1
+    links.append({"id": link, "origin_id": int(key), "origin_slot": slot, "target_id": -20, "target_slot": 0,
+                  "type": kind})  # fmt: skip
+    nodes[int(key)]["outputs"][slot]["links"].append(link)
+    definition = {
+        "id": str(ours),
+        "version": 1,
+        "state": {"lastGroupId": 0, "lastNodeId": max(nodes), "lastLinkId": link, "lastRerouteId": 0},
+        "revision": 0,
+        "config": {},
+        "name": name,
+        "description": source["description"],
+        "inputNode": {"id": -10, "bounding": [-160, 60, 120, 40 + 20 * len(slots)]},
+        "outputNode": {"id": -20, "bounding": [right, 60, 120, 60]},
+        "inputs": slots,
+        "outputs": [{"id": str(uuid.uuid5(ours, f"out {label}")), "name": label, "type": kind, "linkIds": [link],
+                     "pos": [right, 80]}],
+        "widgets": [],
+        "nodes": list(nodes.values()),
+        "groups": [],
+        "links": links,
+        "extra": {},
+    }  # fmt: skip
+    holder = {
+        "id": max(nodes) + 1,
+        "type": str(ours),
+        "title": name,
+        "pos": [60, 60],
+        "size": [COLUMN + 60, 60 + 26 * len(shown)],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": shown,
+        "outputs": [{"name": label, "type": kind, "links": []}],
+        "properties": {"proxyWidgets": [[key, entry] for key, entry, _ in source["inputs"]]},
+        "widgets_values": [],
+    }
+    return {
+        "revision": 0,
+        "last_node_id": holder["id"],
+        "last_link_id": 0,
+        "nodes": [holder],
+        "links": [],
+        "version": 0.4,
+        "definitions": {"subgraphs": [definition]},
+        "extra": {"BlueprintDescription": source["description"], "BlueprintSearchAliases": source["aliases"]},
+    }
+
+
+def write(path: Path, data: dict) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -175,11 +298,18 @@ def main() -> None:
     for path in sorted((folder / "api").glob("*.json")):
         if args.names and path.stem not in args.names:
             continue
-        workflow = build(json.loads(path.read_text(encoding="utf-8")), object_info, extras["models"])
-        if path.stem in extras["notes"]:
-            add_note(workflow, "\n".join(extras["notes"][path.stem]))
-        text = json.dumps(workflow, indent=2, ensure_ascii=False)
-        (folder / f"{path.stem}.json").write_text(text + "\n", encoding="utf-8")
+        api = json.loads(path.read_text(encoding="utf-8"))
+        forms = {path.stem: api}
+        forms |= {name: twin(api, spec) for name, spec in extras["twins"].items() if spec["of"] == path.stem}
+        for name, graph in forms.items():
+            workflow = build(graph, object_info, extras["models"])
+            if name in extras["notes"]:
+                add_note(workflow, "\n".join(extras["notes"][name]))
+            write(folder / f"{name}.json", workflow)
+    for path in sorted((ROOT / "tools" / "blueprints").glob("*.json")):
+        if not args.names or path.stem in args.names:
+            source = json.loads(path.read_text(encoding="utf-8"))
+            write(ROOT / "subgraphs" / path.name, blueprint(path.stem, source, object_info, extras["models"]))
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def describe(saved: Saved) -> str:
     """One line for the node."""
     caption = saved.caption
     left = f"; a file cannot hold {', '.join(saved.left)}, which was left out" if saved.left else ""
-    return f"{saved.name} ({caption.tokens} tokens, {caption.embedding.shape[1]} wide){left}"
+    return f"{saved.name} ({counted(caption.tokens)}, {caption.embedding.shape[1]} wide){left}"
 
 
 def load_conditioning(path: str) -> tuple[list, str]:
@@ -149,10 +149,14 @@ def load_conditioning(path: str) -> tuple[list, str]:
     if caption.mask is not None:
         values["attention_mask"] = caption.mask[None].to(device)
     told = "its prompt is not recorded" if caption.prompt is None else f"“{caption.prompt}”"
-    return [[caption.embedding[None].to(device), values]], f"{caption.tokens} tokens: {told}"
+    return [[caption.embedding[None].to(device), values]], f"{counted(caption.tokens)}: {told}"
 
 
 def fingerprint(path: str) -> str:
     """Changes when the file does."""
     status = os.stat(path)
     return f"{path}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def counted(tokens: int) -> str:
+    return f"{tokens} token" + ("" if tokens == 1 else "s")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 
+import comfy.cli_args
+import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.quant_ops import QUANT_ALGOS
 
 
 def is_dynamic(patcher) -> bool:
@@ -34,6 +37,11 @@ def keeps_files_mapped() -> bool:
     return not getattr(comfy.utils, "DISABLE_MMAP", False)
 
 
+def quantised_formats() -> frozenset[str]:
+    """Names of the quantised formats that this host's layers compute with (fp8, nvfp4; mxfp8, int8 … in later ones)."""
+    return frozenset(QUANT_ALGOS)
+
+
 def archive_dtypes(model: torch.nn.Module) -> None:
     """Tell hosts that stream weights in which types this model's are kept; they noted it before loading."""
     archive = getattr(comfy.model_management, "archive_model_dtypes", None)
@@ -46,3 +54,38 @@ def make_clip(*arguments, disable_dynamic: bool = False, **keywords):
     if "disable_dynamic" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
         keywords["disable_dynamic"] = disable_dynamic
     return comfy.sd.CLIP(*arguments, **keywords)
+
+
+def attention(device: torch.device):
+    """The attention that the user chose for the host, or else the host's own choice, except on the processor.
+
+    There the host falls back on a slow kernel made for cards without memory-saving attention; PyTorch's needs as
+    little memory.
+    """
+    module = comfy.ldm.modules.attention
+    args = comfy.cli_args.args
+    flags = ("use_split_cross_attention", "use_quad_cross_attention")
+    is_chosen = any(getattr(args, flag, False) for flag in flags)
+    if device.type == "cpu" and not is_chosen and module.optimized_attention is module.attention_sub_quad:
+        return module.attention_pytorch
+    return module.optimized_attention
+
+
+def weights_in_use(patcher) -> tuple:
+    """Changes when the host's hooks change the weights of a MODEL in the middle of a sampling run."""
+    hooks = getattr(patcher, "current_hooks", None)
+    return () if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
+
+
+def host_version() -> str:
+    """ComfyUI's own version, "unknown" for builds that do not carry it."""
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return "unknown"
+    return __version__
+
+
+def attention_backend(device: torch.device) -> str:
+    """The name of the attention function that is used on a device, such as attention_pytorch or attention_sub_quad."""
+    return attention(device).__name__

@@ -8,11 +8,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import folder_paths
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
-DEMO_KINDS = ("checkpoints", "text_encoders", "vae")
+DEMO_KINDS = ("checkpoints", "text_encoders", "vae", "loras", "controlnet")
 CAPTIONS = "captions"
 
 CHECKPOINTS = ("checkpoints", "diffusion_models", "diffusers")
 TEXT_ENCODERS = ("text_encoders", "diffusers")
+LORAS = ("loras",)
+CONTROL_NETS = ("controlnet",)
 
 FOLDERS_ONLY = "diffusers"
 """The kind of models whose every model is a folder."""
@@ -33,7 +35,7 @@ DEPTH = 3
 
 
 def register_demo() -> None:
-    """Make the embedded demo one more folder of checkpoints, text encoders and VAEs, after the user's own."""
+    """Make the embedded demo one more folder of checkpoints, encoders, VAEs and LoRAs, after the user's own."""
     for kind in DEMO_KINDS:
         folder_paths.add_model_folder_path(kind, str(DEMO))
 
@@ -119,3 +121,12 @@ def find(kinds: tuple[str, ...], name: str) -> str:
         raise ValueError(f"{name!r} {OUTSIDE}")
     places = " or ".join(f"models/{kind}" for kind in kinds)
     raise ValueError(f"{name!r} is not in {places}. Put it there, press R to refresh the lists, and choose it again.")
+
+
+def stamp(kinds: tuple[str, ...], name: str | None) -> str:
+    """Changes when the file of this name does, for the host's cache; empty where the name is not known yet."""
+    try:
+        status = os.stat(find(kinds, name)) if name else None
+    except (ValueError, OSError):
+        return ""  # the node itself says what is wrong when it runs
+    return f"{status.st_mtime_ns} {status.st_size}" if status else ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.model_base
 import comfy.model_management
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...pixart.checkpoint import Checkpoint, open_checkpoint, state_dict_to_save
@@ -18,7 +18,7 @@ from ...pixart.checkpoint.fp8 import FLOAT8, kept_dtype
 from ...pixart.config import ALPHA, PixArtConfig
 from ...pixart.text.provenance import T5Mark, check_t5, expected_t5
 from ...pixart.transformer import PixArtTransformer
-from . import compat
+from . import compat, memory, run, sizes
 from .conds import PaddedCond
 from .diagnosis import explain, is_finite
 
@@ -49,7 +49,7 @@ ALIGNMENT = 64
 
 def host_attention(q, k, v, heads: int, mask=None, transformer_options=None) -> torch.Tensor:
     """The host's chosen attention backend, with overrides from ``transformer_options``."""
-    return optimized_attention(q, k, v, heads, mask=mask, transformer_options=transformer_options or {})
+    return compat.attention(q.device)(q, k, v, heads, mask=mask, transformer_options=transformer_options or {})
 
 
 class HostTransformer(PixArtTransformer):
@@ -97,6 +97,23 @@ class PixArtModel(comfy.model_base.PixArt):
             raise ValueError(explain(self, x, kwargs.get("c_crossattn"), lambda: again(x, *args, **kwargs)))
         return out
 
+    def _apply_model(
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
+    ):
+        """The host's, with what the sampling run has learned of these captions at an earlier step."""
+        options = transformer_options or {}
+        state = options.get(run.STATE)
+        if state is not None and c_crossattn is not None:
+            c_crossattn, options = state.prepare(self, x, c_crossattn, kwargs.get("caption_mask"), options)
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def process_timestep(self, timestep, **kwargs):
+        """One timestep of the whole batch as one number, expanded, which the transformer knows by its stride."""
+        timestep = super().process_timestep(timestep, **kwargs)
+        if timestep.ndim == 1 and timestep.shape[0] > 1 and bool((timestep == timestep[0]).all()):
+            return timestep[:1].expand(timestep.shape[0])
+        return timestep
+
     def extra_conds(self, **kwargs) -> dict:
         out = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
         caption = kwargs.get("cross_attn")
@@ -108,6 +125,11 @@ class PixArtModel(comfy.model_base.PixArt):
         if self.pixart.config.micro_condition:
             out |= size_conds(kwargs)
         return out
+
+    def memory_required(self, input_shape, cond_shapes={}):  # noqa: B006 - the host's signature
+        """Bytes that a forward needs at its peak beside the weights, for latents of (B, C, H, W)."""
+        device = self.current_patcher.load_device if self.current_patcher else self.device
+        return memory.forward_bytes(self.pixart.config, input_shape, self.get_dtype_inference(), device)
 
     def null_caption(self) -> torch.Tensor:
         """The learned null caption (1, L, C); ValueError where the file has none, as diffusers files have."""
@@ -131,6 +153,7 @@ class PixArtModel(comfy.model_base.PixArt):
             f"captions {config.caption_channels} wide, up to {config.max_caption_tokens} tokens",
             f"latent scale {self.latent_format.scale_factor:g}, weights {self.get_dtype()}, "
             f"computed in {self.get_dtype_inference()}",
+            *(f"quantised layers are kept as {kind}" for kind in self.pixart.formats),
             *(f"· {line}" for line in self.pixart.evidence),
         ]
 
@@ -165,13 +188,19 @@ def size_conds(kwargs: dict) -> dict:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What stays of a checkpoint file after its weights are in the model; t5: the encoder that it names, if any."""
+    """What stays of a checkpoint file after its weights are in the model.
+
+    t5: the encoder that it names, if any. formats: the quantised formats, besides fp8, that some layers are kept in.
+    path: the file or folder, for training, which starts from it anew.
+    """
 
     name: str
     config: PixArtConfig
     evidence: tuple[str, ...]
     null_caption: torch.Tensor | None
     t5: T5Mark | None = None
+    formats: tuple[str, ...] = ()
+    path: Path | None = None
 
 
 class PixArtSupport:
@@ -198,7 +227,7 @@ def load_model(path: str, weight_dtype: str = "auto", family: str = "auto", disa
     path: any file or folder that ``pixart.checkpoint`` reads; weight_dtype: a key of WEIGHT_DTYPES;
     family: "auto", or "alpha" / "sigma" where the file cannot tell. Raises ValueError as the reader does.
     """
-    checkpoint = open_checkpoint(path, family=family)
+    checkpoint = open_checkpoint(path, family=family, formats=compat.quantised_formats())
     return build_patcher(checkpoint, path, weight_dtype, family, disable_dynamic)
 
 
@@ -219,7 +248,7 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
     load_device, offload_device = management.get_torch_device(), management.unet_offload_device()
     dtype, compute = choose_dtypes(checkpoint, weight_dtype, load_device, model_config.supported_inference_dtypes)
     model_config.set_inference_dtype(dtype, None if compute == dtype else compute)
-    quantised = checkpoint.quantised and dtype in FLOAT8
+    quantised = keeps_scales(checkpoint, dtype)
     if quantised:
         model_config.quant_config = comfy.utils.detect_layer_quantization(checkpoint.quantised, "")
 
@@ -230,22 +259,31 @@ def build_patcher(checkpoint: Checkpoint, path: str, weight_dtype: str, family: 
         checkpoint.evidence,
         None if null is None else null.clone(),
         expected_t5(checkpoint.metadata, checkpoint.path),
+        tuple(sorted(set(checkpoint.formats.values()))),
+        checkpoint.path,
     )
     # On no device, since every parameter is replaced by the file's own tensor, not copied into. The layers of
     # quantised weights move what they are given to the device that they were made on.
     model = PixArtModel(model_config, facts, device=None if quantised else torch.device("meta")).eval()
     model.device = offload_device
     patcher = compat.core_patcher(model, load_device, offload_device, disable_dynamic)
+    run.attach(patcher)
     in_use = dtype == compute and management.is_device_cpu(load_device)
     state = weights_to_keep(checkpoint, dtype, compute, in_use)
     model.load_model_weights(state, "", assign=True)
     compat.archive_dtypes(model.diffusion_model)
     if not management.is_device_cpu(offload_device):
         model.to(offload_device)
+    sizes.attach(patcher)
     compat.remember_loader(patcher, load_model, (path, weight_dtype, family))
     for note in checkpoint.notes:
         log.info("%s: %s", checkpoint.path.name, note)
     return patcher
+
+
+def keeps_scales(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
+    """Whether the host's layers are given quantised weights and their scales as the file has them."""
+    return bool(checkpoint.quantised) and (dtype in FLOAT8 or bool(checkpoint.formats))
 
 
 def choose_dtypes(checkpoint: Checkpoint, weight_dtype: str, device, supported) -> tuple[torch.dtype, torch.dtype]:
@@ -253,20 +291,37 @@ def choose_dtypes(checkpoint: Checkpoint, weight_dtype: str, device, supported) 
     management = comfy.model_management
     stored = checkpoint.state_dict["blocks.0.attn.qkv.weight"].dtype
     dtype = WEIGHT_DTYPES[weight_dtype]
-    if dtype is None and checkpoint.quantised:
+    if checkpoint.formats:
+        if dtype is not None:
+            kinds = ", ".join(sorted(set(checkpoint.formats.values())))
+            raise ValueError(
+                f"{checkpoint.path.name} is quantised as {kinds} and stays so: set weight_dtype to auto in "
+                f"PixArt Load Checkpoint instead of {weight_dtype}, or choose a file that is not quantised."
+            )
+        dtype = management.unet_dtype(supported_dtypes=list(supported))  # of the layers that are not quantised
+    elif dtype is None and checkpoint.quantised:
         layer = next(name for name in checkpoint.quantised if name.endswith(".comfy_quant")).rpartition(".")[0]
         dtype = checkpoint.state_dict[f"{layer}.weight"].dtype
     elif dtype is None:
+        parameters = sum(t.nelement() for t in checkpoint.state_dict.values())
         dtype = management.unet_dtype(
-            model_params=sum(t.nelement() for t in checkpoint.state_dict.values()),
+            model_params=parameters,
             supported_dtypes=list(supported),
             weight_dtype=stored,
         )
-        if dtype == torch.float32 and stored in (torch.float16, torch.bfloat16):
-            # Where only fp32 is computed, keeping it as well would double the memory and add no precision.
+        is_half = stored in (torch.float16, torch.bfloat16)
+        if dtype == torch.float32 and is_half and not has_room(parameters * torch.float32.itemsize, device):
+            # Where only fp32 is computed, keeping it as well doubles the memory and adds no precision. It saves the
+            # cast of every weight at every step.
             dtype = stored
     compute = management.unet_manual_cast(dtype, device, supported)
     return dtype, dtype if compute is None else compute
+
+
+def has_room(size: int, device: torch.device) -> bool:
+    """Whether weights of so many bytes leave as much again free, and are computed with where they are kept."""
+    management = comfy.model_management
+    return management.is_device_cpu(device) and management.get_free_memory(device) > 2 * size
 
 
 def weights_to_keep(
@@ -278,11 +333,11 @@ def weights_to_keep(
     the system, and the file stays as it is.
     in_use: layers compute with the very tensors that are kept, neither moved to a card nor cast.
     """
-    scaled = checkpoint.quantised if dtype in FLOAT8 else {}
+    scaled = checkpoint.quantised if keeps_scales(checkpoint, dtype) else {}
     keep_mapped = compat.keeps_files_mapped()
     state = {}
     for name, tensor in checkpoint.state_dict.items():
-        if f"{name.removesuffix('.weight')}.weight_scale" in scaled:
+        if name.endswith(".weight") and f"{name.removesuffix('.weight')}.comfy_quant" in scaled:
             kept = tensor
         else:
             # Whoever scaled some matrices to fp8 left the others as they are for their precision.

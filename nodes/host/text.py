@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import comfy.model_management
@@ -23,6 +24,9 @@ NAME = "t5xxl"
 """What the host calls PixArt's encoder whatever its size: LoRA maps and token dictionaries use it."""
 
 END, PAD = 1, 0
+XXL_WIDTH = 4096
+
+EMBEDDING_WORD = re.compile(r"embedding:[^\s,:()]+")
 
 PROVENANCE = "pixart_caption"
 """Where a conditioning's dict says what was encoded and by which T5."""
@@ -81,10 +85,11 @@ def host_vocabulary() -> JsonTokenizer:
     return JsonTokenizer((folder / "tokenizer.json").read_bytes())
 
 
-def tokenizer_class(file: T5File):
+def tokenizer_class(file: T5File | None):
     """The host's tokenizer class around the file's own vocabulary, or else the host's."""
-    brought = file.tokenizer is not None or file.tokenizer_json is not None
+    brought = file is not None and (file.tokenizer is not None or file.tokenizer_json is not None)
     tokenizer = file.make_tokenizer() if brought else host_vocabulary()
+    width = file.config.d_model if file is not None else XXL_WIDTH
 
     class T5Tokenizer(sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, tokenizer_data=None):
@@ -92,7 +97,7 @@ def tokenizer_class(file: T5File):
                 tokenizer,
                 tokenizer_class=HostTokenizer,
                 embedding_directory=embedding_directory,
-                embedding_size=file.config.d_model,
+                embedding_size=width,
                 embedding_key=NAME,
                 pad_with_end=False,
                 has_start_token=False,
@@ -226,6 +231,25 @@ def cut(clip, text: str, max_tokens: int) -> tuple[dict, int, str]:
     kept, end = pairs[: max_tokens - 1], pairs[-1]
     lost = [token for token, _ in pairs[max_tokens - 1 : -1] if isinstance(token, int)]
     return {NAME: [[*kept, end]]}, count, getattr(clip.tokenizer, NAME).tokenizer.decode(lost)
+
+
+class Counter:
+    """The tokenizer of a T5 file without its encoder: counts and cuts exactly as the node does.
+
+    path: None for T5's vocabulary as the host ships it. Textual embeddings are left out, since their files are not
+    opened here. Raises ValueError when the file is no T5 v1.1 encoder.
+    """
+
+    def __init__(self, path: str | None):
+        self.tokenizer = tokenizer_class(open_t5(path) if path else None)(embedding_directory=None)
+
+    def tokenize(self, text: str) -> dict:
+        return self.tokenizer.tokenize_with_weights(EMBEDDING_WORD.sub("", text))
+
+    def count(self, text: str, max_tokens: int) -> tuple[int, str]:
+        """(number of tokens, text that ``max_tokens`` leaves out)."""
+        _, count, lost = cut(self, text, max_tokens)
+        return count, lost
 
 
 def carried(clip, prompt: str, tokens: int) -> dict:

@@ -30,13 +30,6 @@ RELEASED_HEAD_DIM = 72
 _SYMBOL = {ALPHA: "α", SIGMA: "Σ"}
 _CAPTION_TOKENS = {ALPHA: 120, SIGMA: 300}
 _FAMILY_BY_ROWS = {rows: family for family, rows in _CAPTION_TOKENS.items()}
-_UNSUPPORTED = {
-    "attn.sr.": "compresses keys and values (KV compression by convolution)",
-    "attn.norm.": "compresses keys and values (KV compression by convolution)",
-    "attn.q_norm.": "normalises queries and keys (qk_norm)",
-    "attn.k_norm.": "normalises queries and keys (qk_norm)",
-}
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -76,6 +69,7 @@ def detect_config(
 
     size = _read_sizes(weights, evidence)
     heads = _read_heads(size["hidden_size"], said, evidence)
+    attention = _read_attention(weights, size["depth"], evidence)
     micro = "csize_embedder.mlp.0.weight" in weights.shapes
     if micro:
         evidence.append("Size conditioning: the file has csize_embedder.")
@@ -93,6 +87,7 @@ def detect_config(
         pe_interpolation=interpolation,
         micro_condition=micro,
         null_caption=rows is not None,
+        **attention,
     )
     return config, tuple(evidence)
 
@@ -194,14 +189,6 @@ def _read_sizes(weights: _Weights, evidence: list[str]) -> dict[str, int]:
             "the noise. Choose a checkpoint with 4 input channels."
         )
     indices = sorted({block[0] for name in weights.shapes if (block := split_block_name(name))})
-    for name in weights.shapes:
-        block = split_block_name(name)
-        reason = next((why for part, why in _UNSUPPORTED.items() if block and block[1].startswith(part)), None)
-        if reason:
-            raise ValueError(
-                f"The checkpoint {reason}: it holds {name}. This transformer computes neither KV compression nor "
-                "qk_norm; choose a checkpoint without."
-            )
     if not indices or indices[-1] != len(indices) - 1:
         gap = next((i for i, index in enumerate(indices) if i != index), 0)
         raise ValueError(
@@ -237,6 +224,46 @@ def _read_heads(hidden: int, said: _Statements, evidence: list[str]) -> int:
     heads = hidden // RELEASED_HEAD_DIM
     evidence.append(f"{heads} heads: the width divided by {RELEASED_HEAD_DIM}, as in all releases.")
     return heads
+
+
+def _read_attention(weights: _Weights, depth: int, evidence: list[str]) -> dict[str, Any]:
+    """Which blocks compress keys and values by a convolution, and whether queries and keys are normalised."""
+    ratios = [_read_kv_ratio(weights, f"blocks.{index}.attn.sr.weight") for index in range(depth)]
+    for ratio in sorted({ratio for ratio in ratios if ratio > 1}):
+        blocks = list_blocks([index for index, found in enumerate(ratios) if found == ratio])
+        evidence.append(f"Keys and values compressed {ratio} × {ratio} in blocks {blocks}: these hold attn.sr.")
+    normalised = [index for index in range(depth) if f"blocks.{index}.attn.q_norm.weight" in weights.shapes]
+    if normalised and len(normalised) < depth:
+        raise ValueError(
+            f"Only blocks {list_blocks(normalised)} hold attn.q_norm (qk_norm), which all blocks have or none: the "
+            "file was saved in part. Choose the complete checkpoint."
+        )
+    if normalised:
+        evidence.append("qk_norm: the blocks hold attn.q_norm.")
+    return {"qk_norm": bool(normalised), "kv_ratios": tuple(ratios) if max(ratios) > 1 else ()}
+
+
+def _read_kv_ratio(weights: _Weights, name: str) -> int:
+    if name not in weights.shapes:
+        return 1
+    shape = weights.shape(name, 4)
+    if shape[1] != 1 or shape[2] != shape[3]:
+        raise ValueError(
+            f"{name} has shape {list(shape)}, where KV compression has a square window for each channel: the file is "
+            "damaged or of another model. Choose the complete checkpoint."
+        )
+    return shape[2]
+
+
+def list_blocks(indices: list[int]) -> str:
+    """``[2, 3, 4, 7]`` → ``"2–4, 7"``."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 def _read_family(rows: int | None, micro: bool, said: _Statements, asked: str, evidence: list[str]) -> str:

@@ -64,7 +64,9 @@ def read_weights(path: Path) -> Weights:
     try:
         tensors, metadata, notes = _read_file(file)
     except OSError as error:
-        raise ValueError(f"The file cannot be read: {error.strerror or error}.") from error
+        raise ValueError(
+            f"The file cannot be read: {error.strerror or error}. Check its permissions and its disk."
+        ) from error
     return Weights(tensors, metadata, file, tuple(notes))
 
 
@@ -114,7 +116,10 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], li
     size = path.stat().st_size
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise ValueError(f"{name} is stored as {tensor.layout} on {tensor.device.type}, not as plain numbers.")
+            raise ValueError(
+                f"{name} is stored as {tensor.layout} on {tensor.device.type}, not as plain numbers. "
+                "Choose an ordinary save of the model."
+            )
         if tensor.numel() * tensor.element_size() > size:
             raise ValueError(
                 f"{name} claims {tensor.numel()} numbers, more than the file of {size} bytes holds. Do not trust it."
@@ -149,7 +154,10 @@ def _unwrap(loaded: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
     notes: list[str] = []
     for _ in range(4):
         if not isinstance(loaded, Mapping):
-            raise ValueError(f"The file holds one {type(loaded).__name__}, not a checkpoint's named tensors.")
+            raise ValueError(
+                f"The file holds one {type(loaded).__name__}, not a checkpoint's named tensors. "
+                "Choose a file of weights."
+            )
         key = next((key for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
         if key is None:
             break
@@ -248,5 +256,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not valid JSON ({str(error)[:120]}). Download it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds a {type(content).__name__}, not a JSON object.")
+        raise ValueError(f"{path.name} holds a {type(content).__name__}, not a JSON object. Download it again.")
     return content

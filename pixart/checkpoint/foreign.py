@@ -64,7 +64,7 @@ _AFTER_PIXART: tuple[_Kind, ...] = (
 )
 
 
-def name_foreign(names: Iterable[str], has_transformer: bool) -> str | None:
+def name_foreign(names: Iterable[str], has_transformer: bool, wanted: str = "PixArt checkpoint") -> str | None:
     """One sentence on what the file is and what to do with it; None when the names tell of no other model.
 
     has_transformer: PixArt's own names are present too, so a VAE or text encoder beside them is welcome.
@@ -73,5 +73,5 @@ def name_foreign(names: Iterable[str], has_transformer: bool) -> str | None:
     kinds = _BEFORE_PIXART if has_transformer else _BEFORE_PIXART + _AFTER_PIXART
     for kind, advice, marks in kinds:
         if all(any(mark in name for name in names) for mark in marks):
-            return f"This is {kind}, not a PixArt checkpoint. {advice}"
+            return f"This is {kind}, not a {wanted}. {advice}"
     return None

@@ -4,12 +4,15 @@ ComfyUI knows two layouts of scaled fp8. The older has one tensor ``scaled_fp8``
 layer, ``scale_weight`` and sometimes ``scale_input``. The newer has ``weight_scale``, sometimes ``input_scale``, and
 what the layer's numbers are as JSON: in a tensor ``comfy_quant`` of bytes, or for all layers at once in the
 safetensors metadata under ``_quantization_metadata``. In both a weight is its fp8 numbers times one scale.
+
+The newer layout also carries formats that only ComfyUI's own layers compute with, such as nvfp4. Where the caller says
+that it has such layers, their weights and companions are handed on as they lie in the file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
@@ -17,13 +20,24 @@ FLOAT8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"
 
 MARKER = "scaled_fp8"
 METADATA = "_quantization_metadata"
-_NEW_NAMES = {
+_HANDED_ON = ("weight_scale_2", "pre_quant_scale", "weight_s_rel", "weight_s_channel", "weight_codebook")
+_NEW_NAMES = dict(zip(_HANDED_ON, _HANDED_ON, strict=True)) | {
     "scale_weight": "weight_scale",
     "weight_scale": "weight_scale",
     "scale_input": "input_scale",
     "input_scale": "input_scale",
     "comfy_quant": "comfy_quant",
 }
+
+PACKED = {"nvfp4": 2, "convrot_w4a4": 2, "asym_w4a8_int8": 2}
+"""How many of a row's numbers lie in one stored column, for formats where it is not one."""
+
+_MAX_CONFIG = 65_536
+
+
+_MATRICES = tuple(
+    f".{layer}.weight" for layer in ("attn.qkv", "attn.proj", "q_linear", "kv_linear", "cross_attn.proj", "fc1", "fc2")
+)
 
 
 def kept_dtype(name: str, dtype: torch.dtype, compute: torch.dtype) -> torch.dtype:
@@ -36,7 +50,7 @@ def kept_dtype(name: str, dtype: torch.dtype, compute: torch.dtype) -> torch.dty
     """
     if dtype not in FLOAT8:
         return dtype
-    is_block_matrix = name.startswith("blocks.") and name.endswith(".weight")
+    is_block_matrix = name.startswith("blocks.") and name.endswith(_MATRICES)
     return dtype if is_block_matrix else compute
 
 
@@ -52,14 +66,15 @@ def read_companions(
     sources: Mapping[str, tuple[str, ...]],
     prefix: str,
     metadata: Mapping[str, str],
+    formats: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
-    """The companions of a transformer's fp8 weights in the newer layout, whichever the file has.
+    """The companions of a transformer's quantised weights in the newer layout, whichever the file has.
 
     names: companions in ``tensors``. sources: original name → names in the file. prefix: what stands before the
-    transformer's names in the file.
+    transformer's names in the file. formats: what may be handed on beside scaled fp8.
     Returns {"<layer>.weight_scale": …, "<layer>.input_scale": … where the file has one, "<layer>.comfy_quant": …},
     the layers under original names. Empty when nothing in the file is scaled.
-    Raises ValueError when a layer is quantised otherwise than to fp8 with one scale, or lacks its scale.
+    Raises ValueError when a layer is quantised otherwise, or is fp8 and lacks its one scale.
     """
     stated = _stated_layers(metadata, prefix)
     whole_products = False
@@ -78,7 +93,11 @@ def read_companions(
         if len(names_in_file) != 1 or names_in_file[0] not in tensors:
             raise ValueError(f"The file speaks of the quantised layer {layer}, which this transformer lacks.")
         config = stated.get(layer) or _stated_config(parts.get("comfy_quant"), layer)
-        out |= _layer_companions(layer, parts, tensors[names_in_file[0]], config, whole_products)
+        if config.get("format") in formats and config["format"] not in FLOAT8.values():
+            out |= {f"{layer}.{part}": tensor for part, tensor in parts.items()}
+            out[f"{layer}.comfy_quant"] = _json_tensor(config)
+        else:
+            out |= _layer_companions(layer, parts, tensors[names_in_file[0]], config, whole_products)
     return out
 
 
@@ -88,7 +107,8 @@ def _layer_companions(
     if weight.dtype not in FLOAT8 or config.get("format") not in (None, FLOAT8[weight.dtype]):
         kind = config.get("format") or str(weight.dtype).removeprefix("torch.")
         raise ValueError(
-            f"{layer} is quantised as {kind}; this loader reads scaled fp8. Choose a file in fp8, fp16, bf16 or fp32."
+            f"{layer} is quantised as {kind}; this loader reads scaled fp8 and what the running ComfyUI computes "
+            "itself. Update ComfyUI, or choose a file in fp8, fp16, bf16 or fp32."
         )
     scale = parts.get("weight_scale")
     if scale is None or scale.numel() != 1:
@@ -115,6 +135,16 @@ def dequantise(name: str, weight: torch.Tensor, companions: Mapping[str, torch.T
     return (weight.float() * scale.float()).to(dtype)
 
 
+def handed_on(companions: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Layer → format, of the layers that only the host's own computes with."""
+    found = {}
+    for name, tensor in companions.items():
+        layer, _, last = name.rpartition(".")
+        if last == "comfy_quant" and (kind := _stated_config(tensor, layer)["format"]) not in FLOAT8.values():
+            found[layer] = kind
+    return found
+
+
 def _stated_layers(metadata: Mapping[str, str], prefix: str) -> dict[str, dict]:
     if METADATA not in metadata:
         return {}
@@ -128,6 +158,8 @@ def _stated_layers(metadata: Mapping[str, str], prefix: str) -> dict[str, dict]:
 def _stated_config(tensor: torch.Tensor | None, layer: str) -> dict:
     if tensor is None:
         return {}
+    if tensor.numel() > _MAX_CONFIG:
+        raise ValueError(f"{layer}.comfy_quant has {tensor.numel()} numbers: the file is damaged. Download it again.")
     try:
         return dict(json.loads(bytes(tensor.flatten().tolist())))
     except (ValueError, TypeError, RecursionError) as error:

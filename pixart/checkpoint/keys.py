@@ -163,6 +163,11 @@ def original_name(diffusers: str) -> str | None:
     return None if inner is None else f"blocks.{block[0]}.{inner}"
 
 
+def layer_names() -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Original → diffusers' names of the layers with weight and bias: those outside the blocks, those inside one."""
+    return {original: (name,) for original, name in _TOP_MODULES.items()}, dict(_BLOCK_MODULES)
+
+
 class OriginalState(Mapping[str, torch.Tensor]):
     """A state dict under original names over one that may be in another dialect.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from ..transformer import PixArtTransformer
 from .detect import AUTO, FAMILIES, config_metadata, detect_config
 from .files import Weights, read_config, read_weights, shard_note
 from .foreign import name_foreign
-from .fp8 import FLOAT8, METADATA, dequantise, is_companion, read_companions
-from .keys import DIFFUSERS, KeyPlan, OriginalState, list_names, plan_keys, split_block_name
+from .fp8 import FLOAT8, METADATA, PACKED, dequantise, handed_on, is_companion, read_companions
+from .keys import DIFFUSERS, KeyPlan, OriginalState, list_names, plan_keys
 from .save import CONFIG_KEY, config_from_tensor
 
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8})
@@ -37,7 +37,8 @@ class Checkpoint:
     evidence: one sentence for each conclusion of the config. notes: harmless oddities.
     quantised: for scaled fp8 weights "<layer>.weight_scale" and "<layer>.comfy_quant" (bytes of JSON, as ComfyUI's
         newer layout has it), and "<layer>.input_scale" where the file has one; a weight is its fp8 numbers times
-        its scale. Empty for all other files.
+        its scale. Of layers in a format that was asked for, what the file has, as it is. Empty for all other files.
+    formats: layer → format, such as "nvfp4", of the latter layers; their weights are stored numbers, not values.
     """
 
     path: Path
@@ -48,16 +49,26 @@ class Checkpoint:
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
     quantised: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """One tensor of the transformer as ``dtype``, its fp8 scale multiplied in."""
+        """One tensor of the transformer as ``dtype``, its fp8 scale multiplied in.
+
+        Raises ValueError for a weight in another quantised format.
+        """
+        if (layer := name.removesuffix(".weight")) in self.formats and layer != name:
+            raise ValueError(
+                f"{self.path}: {layer} is quantised as {self.formats[layer]}, which only ComfyUI's own layers compute "
+                "with. Leave its type alone (weight_dtype auto), or choose a file in fp8, fp16, bf16 or fp32."
+            )
         return dequantise(name, self.state_dict[name], self.quantised, dtype)
 
 
-def open_checkpoint(path: str | Path, family: str = AUTO) -> Checkpoint:
+def open_checkpoint(path: str | Path, family: str = AUTO, formats: Collection[str] = ()) -> Checkpoint:
     """Open a .safetensors or .pth file, a shard index, or a diffusers folder.
 
     family: "alpha" or "sigma" overrides what would otherwise be guessed.
+    formats: quantised formats that the caller's layers compute with, by ComfyUI's names, beside scaled fp8.
 
     Raises FileNotFoundError for a missing path, and ValueError, naming the file, for anything that is not a
     PixArt transformer: the message says what it is instead and what to do.
@@ -65,7 +76,7 @@ def open_checkpoint(path: str | Path, family: str = AUTO) -> Checkpoint:
     if family not in FAMILIES:
         raise ValueError(f"The family must be auto, alpha or sigma, not {family!r}.")
     try:
-        return _open(Path(path), family)
+        return _open(Path(path), family, formats)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -94,17 +105,18 @@ def load_transformer(
     return model.eval()
 
 
-def _open(path: Path, family: str) -> Checkpoint:
+def _open(path: Path, family: str, formats: Collection[str]) -> Checkpoint:
     weights = read_weights(path)
     tensors = dict(weights.tensors)
     stated = [tensors.pop(name) for name in weights.tensors if name.rpartition(".")[2] == CONFIG_KEY]
     plan, companions = _plan(tensors)
-    _check_dtypes(plan, tensors)
-    quantised = _read_quantised(plan, companions, tensors, weights.metadata)
+    quantised = _read_quantised(plan, companions, tensors, weights.metadata, formats)
+    stored = {plan.sources[f"{layer}.weight"][0]: kind for layer, kind in handed_on(quantised).items()}
+    _check_dtypes(plan, tensors, stored)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in companions}
     # A config.json beside a file in original names may belong to any of the folder's models.
     config_json = read_config(weights.file.parent) if path.is_dir() or plan.dialect == DIFFUSERS else None
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {name: _shape(tensor, stored.get(name)) for name, tensor in tensors.items()}
     try:
         if stated:
             config, evidence = _stated_config(stated[0], shapes, family)
@@ -112,7 +124,7 @@ def _open(path: Path, family: str) -> Checkpoint:
             config, evidence = detect_config(shapes, weights.metadata, config_json, family)
     except ValueError as error:
         raise ValueError(" ".join(filter(None, (str(error), shard_note(path))))) from error
-    kept, notes = _check_names(plan, tensors, config, path)
+    kept, notes = _check_names(plan, shapes, config, path)
     state = OriginalState(tensors, {name: plan.sources[name] for name in kept})
     _check_finite(state)
     return Checkpoint(
@@ -124,7 +136,14 @@ def _open(path: Path, family: str) -> Checkpoint:
         metadata=weights.metadata,
         notes=tuple(_origin_notes(plan, weights, config, config_json or {}) + notes),
         quantised=quantised,
+        formats=handed_on(quantised),
     )
+
+
+def _shape(tensor: torch.Tensor, kind: str | None) -> tuple[int, ...]:
+    """The shape of the numbers that a tensor stands for; kind: its quantised format, if any."""
+    shape = tuple(tensor.shape)
+    return shape if kind is None else (*shape[:-1], shape[-1] * PACKED.get(kind, 1))
 
 
 def _stated_config(tensor: torch.Tensor, shapes, family: str) -> tuple[PixArtConfig, tuple[str, ...]]:
@@ -133,10 +152,16 @@ def _stated_config(tensor: torch.Tensor, shapes, family: str) -> tuple[PixArtCon
         stated = config_from_tensor(tensor)
         detected, _ = detect_config(shapes, config_metadata(stated))
     except (ZeroDivisionError, OverflowError, RecursionError) as error:
-        raise ValueError(f"The tensor {CONFIG_KEY} in the file does not hold a PixArt configuration.") from error
+        raise ValueError(
+            f"The tensor {CONFIG_KEY} in the file does not hold a PixArt configuration. "
+            "Choose another save of the model."
+        ) from error
     untold = ("family", "num_heads", "base_size", "pe_interpolation")
     if replace(detected, **{name: getattr(stated, name) for name in untold}) != stated:
-        raise ValueError(f"The tensor {CONFIG_KEY} describes {stated}, but the weights are of {detected}.")
+        raise ValueError(
+            f"The tensor {CONFIG_KEY} describes {stated}, but the weights are of {detected}: parts of two models "
+            "were mixed. Choose another save of the model."
+        )
     if family not in (AUTO, stated.family):
         raise ValueError(
             f"The family was set to {family}, but the file states {stated.family}. Set it to auto or {stated.family}."
@@ -160,16 +185,20 @@ def _plan(tensors: Mapping[str, torch.Tensor]) -> tuple[KeyPlan, set[str]]:
 
 
 def _read_quantised(
-    plan: KeyPlan, companions: set[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+    plan: KeyPlan,
+    companions: set[str],
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    formats: Collection[str],
 ) -> dict[str, torch.Tensor]:
     if not companions and METADATA not in metadata:
         return {}
     if plan.dialect == DIFFUSERS:
         raise ValueError(
-            "The weights are scaled fp8 under diffusers' names, where queries, keys and values have a scale each; "
+            "The weights are quantised under diffusers' names, where queries, keys and values have a scale each; "
             "joined into one matrix they would need one. Choose the file with original names, or one in fp16."
         )
-    return read_companions(sorted(companions), tensors, plan.sources, plan.prefix, metadata)
+    return read_companions(sorted(companions), tensors, plan.sources, plan.prefix, metadata, formats)
 
 
 def _origin_notes(
@@ -186,10 +215,11 @@ def _origin_notes(
     return notes
 
 
-def _check_dtypes(plan: KeyPlan, tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_dtypes(plan: KeyPlan, tensors: Mapping[str, torch.Tensor], stored: Mapping[str, str]) -> None:
+    """ValueError for a tensor that holds no floating-point numbers and is in no known format either."""
     computed_with = (source for name, sources in plan.sources.items() if name not in _HARMLESS for source in sources)
     for name in computed_with:
-        if name in tensors and tensors[name].dtype not in _FLOATS:
+        if name in tensors and name not in stored and tensors[name].dtype not in _FLOATS:
             kind = str(tensors[name].dtype).removeprefix("torch.")
             raise ValueError(
                 f"{name} holds {kind} values: a quantised or damaged file. Choose one in fp32, fp16, bf16 or fp8."
@@ -197,23 +227,23 @@ def _check_dtypes(plan: KeyPlan, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _check_names(
-    plan: KeyPlan, tensors: Mapping[str, torch.Tensor], config: PixArtConfig, path: Path
+    plan: KeyPlan, shapes: Mapping[str, tuple[int, ...]], config: PixArtConfig, path: Path
 ) -> tuple[list[str], list[str]]:
     """The names to load, in the transformer's order, and notes; ValueError where names or shapes do not fit."""
     expected = _expected_shapes(config)
     extra = [source for name, sources in plan.sources.items() if name not in expected for source in sources]
-    extra = [name for name in (*extra, *plan.unexplained) if name in tensors]
+    extra = [name for name in (*extra, *plan.unexplained) if name in shapes]
     harmless = [name for name in extra if name.removeprefix(plan.prefix) in _HARMLESS]
     if fatal := [name for name in extra if name not in harmless]:
         raise ValueError(_unexpected(fatal))
-    missing = plan.missing(tensors) + [name for name in expected if name not in plan.sources]
+    missing = plan.missing(shapes) + [name for name in expected if name not in plan.sources]
     if missing:
         raise ValueError(
             f"{len(missing)} of the transformer's tensors are missing, the first: {list_names(missing)}. The file was "
             f"saved in part. {shard_note(path) or 'Choose the complete checkpoint.'}"
         )
     for name, shape in expected.items():
-        parts = [tuple(tensors[source].shape) for source in plan.sources[name]]
+        parts = [shapes[source] for source in plan.sources[name]]
         found = (sum(part[0] for part in parts), *parts[0][1:]) if all(parts) else ()
         if found != shape or len({part for part in parts}) != 1:
             raise ValueError(
@@ -226,14 +256,9 @@ def _check_names(
 
 
 def _expected_shapes(config: PixArtConfig) -> dict[str, tuple[int, ...]]:
-    """Name → shape of ``PixArtTransformer(config)``; one block stands for all, so that depth costs nothing."""
-    model = PixArtTransformer(replace(config, depth=1), device="meta")
-    expected: dict[str, tuple[int, ...]] = {}
-    for name, tensor in model.state_dict().items():
-        block = split_block_name(name)
-        for index in range(config.depth if block else 1):
-            expected[f"blocks.{index}.{block[1]}" if block else name] = tuple(tensor.shape)
-    return expected
+    """Name → shape of ``PixArtTransformer(config)``."""
+    model = PixArtTransformer(config, device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _unexpected(names: list[str]) -> str:

@@ -15,6 +15,9 @@ from .detect import detect_config
 CONFIG_KEY = "pixart_config"
 """A tensor of UTF-8 JSON beside the weights, for what they cannot tell; safetensors metadata may be out of reach."""
 
+MAX_CONFIG = 65_536
+"""Bytes that such a tensor may have: as Python numbers they take many times their size."""
+
 
 def config_tensor(config: PixArtConfig) -> torch.Tensor:
     """``config`` as uint8 JSON."""
@@ -23,11 +26,19 @@ def config_tensor(config: PixArtConfig) -> torch.Tensor:
 
 def config_from_tensor(tensor: torch.Tensor) -> PixArtConfig:
     """The inverse of ``config_tensor``; ValueError when the bytes are no such thing."""
+    if tensor.dtype != torch.uint8 or tensor.numel() > MAX_CONFIG:
+        raise ValueError(
+            f"The tensor {CONFIG_KEY!r} in the file holds {tensor.numel()} numbers of {tensor.dtype}, where a PixArt "
+            f"configuration is at most {MAX_CONFIG} bytes of JSON. Choose another save of the model."
+        )
     try:
         fields = json.loads(bytes(tensor.tolist()).decode())
         return PixArtConfig(**fields)
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"The tensor {CONFIG_KEY!r} in the file does not hold a PixArt configuration.") from error
+        raise ValueError(
+            f"The tensor {CONFIG_KEY!r} in the file does not hold a PixArt configuration. "
+            "Choose another save of the model."
+        ) from error
 
 
 def state_dict_to_save(state: Mapping[str, torch.Tensor], config: PixArtConfig) -> dict[str, torch.Tensor]:

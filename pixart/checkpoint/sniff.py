@@ -14,21 +14,22 @@ _HEAD = 512
 _MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 
 _DOWNLOAD = "Download it again"
+_CHOOSE = "Choose a .safetensors or .pth file."
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "This is a Git LFS pointer, not the weights it stands for. Run 'git lfs pull', or "
      "download the file itself."),
     (b"GGUF", "This is a GGUF file; PixArt transformers are read from .safetensors and .pth. Choose one of those."),
-    (b"\x89PNG", "This is a PNG picture, not a checkpoint."),
-    (b"\xff\xd8\xff", "This is a JPEG picture, not a checkpoint."),
-    (b"RIFF", "This is a WebP, WAV or AVI file, not a checkpoint."),
+    (b"\x89PNG", f"This is a PNG picture, not a checkpoint. {_CHOOSE}"),
+    (b"\xff\xd8\xff", f"This is a JPEG picture, not a checkpoint. {_CHOOSE}"),
+    (b"RIFF", f"This is a WebP, WAV or AVI file, not a checkpoint. {_CHOOSE}"),
     (b"\x1f\x8b", "This is a gzip archive. Unpack it first."),
     (b"7z\xbc\xaf", "This is a 7z archive. Unpack it first."),
     (b"Rar!", "This is a RAR archive. Unpack it first."),
     (b"\xfd7zXZ", "This is an xz archive. Unpack it first."),
     (b"(\xb5/\xfd", "This is a Zstandard archive. Unpack it first."),
     (b"\x89HDF", "This is an HDF5 (Keras) file. Choose a PixArt checkpoint in safetensors or .pth."),
-    (b"\x93NUMPY", "This is a NumPy array, not a checkpoint."),
-    (b"%PDF", "This is a PDF document, not a checkpoint."),
+    (b"\x93NUMPY", f"This is a NumPy array, not a checkpoint. {_CHOOSE}"),
+    (b"%PDF", f"This is a PDF document, not a checkpoint. {_CHOOSE}"),
     (b"\x80", "This is a bare pickle, or a .pth of PyTorch before 1.6. Neither can be read without running it or "
      "copying it whole into memory; save it anew with a current torch.save, or as safetensors."),
 )  # fmt: skip

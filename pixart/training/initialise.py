@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..attention import SelfAttention
 from ..transformer import PixArtTransformer
 
 REFERENCE_STD, REFERENCE_WIDTH, REFERENCE_CAPTION = 0.02, 1152, 4096
@@ -46,8 +47,21 @@ def initialise(model: PixArtTransformer, generator: torch.Generator | None = Non
     for block in model.blocks:
         block.scale_shift_table.normal_(std=size**-0.5, generator=generator)
         nn.init.zeros_(block.cross_attn.proj.weight)
+        initialise_compression(block.attn)
+        for norm in (block.attn.q_norm, block.attn.k_norm):
+            if norm is not None:
+                norm.reset_parameters()
     model.final_layer.scale_shift_table.normal_(std=size**-0.5, generator=generator)
     nn.init.zeros_(model.final_layer.linear.weight)
     if model.y_embedder.y_embedding is not None:
         model.y_embedder.y_embedding.zero_()
     return model
+
+
+@torch.no_grad()
+def initialise_compression(attention: SelfAttention) -> None:
+    """Equal weights over each window, which make the mean, and a norm that changes no channel's scale."""
+    if attention.sr is not None:
+        nn.init.constant_(attention.sr.weight, attention.kv_ratio**-2)
+        nn.init.zeros_(attention.sr.bias)
+        attention.norm.reset_parameters()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from front_end import FrontEnd
+from front_end import PICTURES, FrontEnd
 from playwright.sync_api import Browser, sync_playwright
 
 from tools.comfyui import Server
 from tools.test import find_browser
 
-PICTURES = Path(__file__).resolve().parents[2] / "output" / "browser"
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",

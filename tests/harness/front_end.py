@@ -11,10 +11,11 @@ from playwright.sync_api import ConsoleMessage, Page, expect
 
 from tools.comfyui import PACK_FOLDER
 
+PICTURES = Path(__file__).resolve().parents[2] / "output" / "browser"
 LOADING = 180_000  # ms; the front end is some megabytes of scripts and may share one core with the server
 DRAWING = 300_000  # ms
 
-READY = "() => window.app?.vueAppReady && window.app.extensionManager?.command"
+READY = "() => window.app?.vueAppReady && window.app.extensionManager?.workflow?.activeWorkflow"
 # The canvas keeps a node's pictures in node.imgs; Nodes 2.0 shows them as elements.
 PICTURE = """type => window.app.graph.nodes
     .filter(node => node.type === type)
@@ -32,6 +33,7 @@ class FrontEnd:
         self.page = page
         self.url = url
         self.errors: list[str] = []
+        self.pictures = PICTURES
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self.note)
 
@@ -54,6 +56,13 @@ class FrontEnd:
     def command(self, name: str) -> None:
         """Run one of the front end's own commands, which menus and shortcuts are bound to."""
         self.page.evaluate("name => { window.app.extensionManager.command.execute(name); }", name)
+
+    def remember(self) -> None:
+        """Let the front end note the workflow as it is, as the next thing that an undo goes back to."""
+        self.page.evaluate("""() => {
+            const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker;
+            (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+        }""")
 
     def open_template(self, name: str) -> None:
         """Choose one of the pack's workflows in the Templates dialog, and wait until it is loaded."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import known_files
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -36,8 +37,8 @@ def random_state(config: PixArtConfig = TINY) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-def write(path: Path, state: dict[str, torch.Tensor], **metadata: str) -> str:
-    save_file({k: v.contiguous() for k, v in state.items()}, path, metadata=config_metadata(TINY) | metadata)
+def write(path: Path, state: dict[str, torch.Tensor], config: PixArtConfig = TINY, **metadata: str) -> str:
+    save_file({k: v.contiguous() for k, v in state.items()}, path, metadata=config_metadata(config) | metadata)
     return str(path)
 
 
@@ -191,6 +192,83 @@ def test_scaled_fp8_under_diffusers_names_is_refused_with_the_reason(tmp_path):
     state[f"{name}.weight_scale"] = torch.ones(())
     with pytest.raises(ValueError, match="queries, keys and values have a scale each"):
         open_checkpoint(write(tmp_path / "q.safetensors", state))
+
+
+# Formats that only the host's layers compute with
+
+
+MIXED = replace(TINY, hidden_size=288, num_heads=4, mlp_hidden_size=576)
+"""Widths that every group size of the formats divides, but 256."""
+
+
+def host_formats() -> dict[str, str]:
+    """Format → the host's layout, of all that it knows beside fp8 with one scale."""
+    from comfy.quant_ops import QUANT_ALGOS
+
+    return {
+        kind: algorithm["comfy_tensor_layout"]
+        for kind, algorithm in QUANT_ALGOS.items()
+        if not kind.startswith("float8") and kind not in ("convrot_w4a4", "asym_w4a8_int8")  # K is no multiple of 256
+    }
+
+
+def quantise_by_host(state: dict[str, torch.Tensor], kind: str) -> tuple[dict, dict]:
+    """The blocks' matrices as the host writes them in a format, the rest in fp16; and what the file means, in fp32."""
+    from comfy.quant_ops import QuantizedTensor
+
+    stored, meant = {}, {}
+    for name, tensor in state.items():
+        layer = name.removesuffix(".weight")
+        if not (name.startswith("blocks.") and layer.split(".", 2)[2] in MATRICES):
+            stored[name], meant[name] = tensor.half(), tensor.half().float()
+            continue
+        recalculate = {"scale": "recalculate"} if kind == "int8_tensorwise" else {}
+        quantised = QuantizedTensor.from_float(tensor.clone(), host_formats()[kind], **recalculate)
+        stored |= quantised.state_dict(name)
+        stored[f"{layer}.comfy_quant"] = json_bytes({"format": kind})
+        meant[name] = quantised.dequantize().float()
+    return stored, meant
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_formats_of_the_host_draw_what_its_own_dequantised_weights_draw(prefix, host_model, tmp_path):
+    assert "nvfp4" in host_formats()
+    for kind in host_formats():
+        stored, meant = quantise_by_host(random_state(MIXED), kind)
+        path = write(tmp_path / f"{kind}.safetensors", {prefix + k: v for k, v in stored.items()}, config=MIXED)
+        patcher = host_model.load_model(path)
+        assert vars(patcher.model.pixart.config) == vars(MIXED)
+        assert type(patcher.model.diffusion_model.blocks[1].attn.qkv.weight.data).__name__ == "QuantizedTensor"
+        assert f"quantised layers are kept as {kind}" in patcher.model.describe()
+        wanted = predict(host_model.load_model(write(tmp_path / "f.safetensors", meant, config=MIXED), "fp32"))
+        plain = predict(host_model.load_model(write(tmp_path / "p.safetensors", random_state(MIXED), config=MIXED)))
+        # int8 layers round what they are given as well; the others multiply out.
+        limit = 0.03 if kind == "int8_tensorwise" else 1e-5
+        assert relative(predict(patcher), wanted) <= limit, kind
+        assert relative(plain, wanted) > 1e-3, kind
+
+
+def test_a_saved_nvfp4_model_reads_back_as_the_same_model(host_model, tmp_path):
+    from comfy_extras.nodes_model_merging import save_checkpoint
+
+    stored, _ = quantise_by_host(random_state(MIXED), "nvfp4")
+    patcher = host_model.load_model(write(tmp_path / "q.safetensors", stored, config=MIXED))
+    (tmp_path / "out").mkdir()
+    save_checkpoint(patcher, filename_prefix="saved", output_dir=str(tmp_path / "out"))
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    assert torch.equal(predict(host_model.load_model(str(file))), predict(patcher))
+
+
+def test_a_format_is_refused_where_nothing_computes_it_and_where_another_type_is_asked(host_model, tmp_path):
+    stored, _ = quantise_by_host(random_state(MIXED), "nvfp4")
+    path = write(tmp_path / "q.safetensors", stored, config=MIXED)
+    with pytest.raises(ValueError, match="attn.proj is quantised as nvfp4; this loader reads scaled fp8.*Update"):
+        load_transformer(path)
+    with pytest.raises(ValueError, match="q.safetensors is quantised as nvfp4 and stays so: set weight_dtype to auto"):
+        host_model.load_model(path, "fp16")
+    lost = {name: tensor for name, tensor in stored.items() if name != "blocks.1.mlp.fc1.bias"}
+    with pytest.raises(ValueError, match="the first: blocks.1.mlp.fc1.bias"):
+        host_model.load_model(write(tmp_path / "l.safetensors", lost, config=MIXED))
 
 
 # Which weights are kept in which type
@@ -608,101 +686,15 @@ def test_a_linked_folder_is_followed_inside_the_model_folders_only(models, folde
 # Every published layout
 
 
-MANIFESTS = Path(__file__).parents[1] / "data" / "manifests"
-
-# name: family, base size, interpolation, size conditioning, caption tokens
-LAYOUTS_IN_THE_WILD = {
-    "alpha_orig_256x256": ("alpha", 16, 1.0, False, 120),
-    "alpha_orig_SAM-256x256": ("alpha", 16, 1.0, False, 120),
-    "alpha_orig_512x512": ("alpha", 32, 1.0, False, 120),
-    "alpha_orig_512-MS_unreleased": ("alpha", 32, 1.0, True, 120),
-    "alpha_orig_1024-MS": ("alpha", 64, 2.0, True, 120),
-    "alpha_diffusers_256x256": ("alpha", 16, 1.0, False, 120),
-    "alpha_diffusers_SAM-256x256": ("alpha", 16, 1.0, False, 120),
-    "alpha_diffusers_512x512": ("alpha", 32, 1.0, False, 120),
-    "alpha_diffusers_DMD-512x512": ("alpha", 32, 1.0, False, 120),
-    "alpha_diffusers_1024-MS": ("alpha", 64, 2.0, True, 120),
-    "alpha_diffusers_LCM-1024-MS": ("alpha", 64, 2.0, True, 120),
-    "sigma_orig_256x256": ("sigma", 64, 2.0, False, 300),
-    "sigma_orig_512-MS": ("sigma", 64, 2.0, False, 300),
-    "sigma_orig_1024-MS": ("sigma", 64, 2.0, False, 300),
-    "sigma_orig_2K-MS": ("sigma", 128, 4.0, False, 300),
-    "sigma_orig_900M-depth42_community": ("sigma", 64, 2.0, False, 300),
-    "sigma_diffusers_256x256": ("sigma", 16, 0.5, False, 300),
-    "sigma_diffusers_512-MS": ("sigma", 32, 1.0, False, 300),
-    "sigma_diffusers_1024-MS": ("sigma", 64, 2.0, False, 300),
-    "sigma_diffusers_2K-MS": ("sigma", 128, 4.0, False, 300),
-    "sigma_diffusers_900M-depth42_community": ("sigma", 64, 2.0, False, 300),
-    "community_fp16_sigma_256x256_safetensors": ("sigma", 64, 2.0, False, 300),
-    "community_fp16_sigma_512-MS_safetensors": ("sigma", 64, 2.0, False, 300),
-    "community_fp16_sigma_1024-MS_safetensors": ("sigma", 64, 2.0, False, 300),
-    "community_fp16_sigma_2K-MS_safetensors": ("sigma", 128, 4.0, False, 300),
-    "onetrainer_full_export_alpha": ("alpha", 64, 2.0, True, 120),
-    "onetrainer_full_export_sigma": ("sigma", 64, 2.0, False, 300),
-}
-
-
-def block_number(name: str) -> int:
-    """-1 outside of the stack."""
-    first, index, *_ = f"{name}.-1".split(".")
-    return int(index) if first in ("blocks", "transformer_blocks") else -1
-
-
-def write_layout(name: str, folder: Path, depth: int | None) -> tuple[Path, int]:
-    """A published file's names, shapes and types with random numbers, cut to ``depth`` blocks; its own depth."""
-    manifest = json.loads(gzip.decompress((MANIFESTS / f"{name}.json.gz").read_bytes()))
-    whole = 1 + max(map(block_number, manifest["tensors"]))
-    numbers = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
-    state = {}
-    for key, (shape, dtype) in manifest["tensors"].items():
-        if block_number(key) < (depth or whole):
-            count = torch.Size(shape).numel()
-            values = numbers.to(getattr(torch, dtype)).repeat(-(-count // len(numbers)))[:count]
-            state[key] = values.reshape(shape).clone()
-    if "_orig_" in name:
-        torch.save({"state_dict": state}, folder / "m.pth")
-        return folder / "m.pth", whole
-    if "_diffusers_" in name:
-        inner = folder / "pipeline" / "transformer"
-        inner.mkdir(parents=True)
-        save_file(state, inner / "diffusion_pytorch_model.safetensors")
-        (inner / "config.json").write_text(json.dumps(manifest["config"]))
-        return inner.parent, whole
-    kind = "alpha" if "alpha" in name else "sigma"
-    metadata = {"modelspec.architecture": f"pixart-{kind}"} if "export" in name else None
-    save_file(state, folder / "m.safetensors", metadata)
-    return folder / "m.safetensors", whole
-
-
-def check_layout(name: str, host_model, folder: Path, depth: int | None) -> None:
-    path, whole = write_layout(name, folder, depth)
-    patcher = host_model.load_model(str(path), "fp16")
-    config = patcher.model.pixart.config
-    family, base_size, interpolation, micro, tokens = LAYOUTS_IN_THE_WILD[name]
-    assert (config.family, config.base_size, config.pe_interpolation) == (family, base_size, interpolation)
-    assert (config.micro_condition, config.max_caption_tokens) == (micro, tokens)
-    assert (config.depth, whole) == (depth or whole, 42 if "900M" in name else 28)
-    assert (config.hidden_size, config.num_heads, config.caption_channels) == (1152, 16, 4096)
-    assert patcher.model.latent_format.scale_factor == {"alpha": 0.18215, "sigma": 0.13025}[family]
-    checkpoint = open_checkpoint(path)
-    assert set(checkpoint.state_dict) == set(patcher.model.diffusion_model.state_dict())
-    assert not [note for note in checkpoint.notes if "left out" in note and "state_dict" not in note]
-
-
-@pytest.mark.parametrize("name", LAYOUTS_IN_THE_WILD)
+@pytest.mark.parametrize("name", known_files.KNOWN)
 def test_a_published_layout_cut_to_one_block_loads_as_what_it_is(name, host_model, tmp_path, caplog):
+    """As it is published; tests/unit/test_known_files.py has the other containers."""
+    container = next(iter(known_files.containers(name)))
+    path = known_files.write(name, container, tmp_path, depth=1, dtype=torch.float16)
     with caplog.at_level("WARNING"):
-        check_layout(name, host_model, tmp_path, 1)
+        patcher = host_model.load_model(str(path), "fp16")
+    known = known_files.KNOWN[name]
+    assert vars(patcher.model.pixart.config) == vars(known.config(depth=1))
+    assert patcher.model.latent_format.scale_factor == known.latent_scale
+    assert set(open_checkpoint(path).state_dict) == set(patcher.model.diffusion_model.state_dict())
     assert not [record for record in caplog.records if "missing" in record.message or "unexpected" in record.message]
-
-
-@pytest.mark.skipif(not os.environ.get("PIXART_FULL_SIZE"), reason="PIXART_FULL_SIZE=1 writes files of 2.4 GB")
-@pytest.mark.parametrize("name", LAYOUTS_IN_THE_WILD)
-def test_a_published_layout_in_full_size_loads_as_what_it_is(name, host_model, tmp_path):
-    """One file at a time, removed at once."""
-    try:
-        check_layout(name, host_model, tmp_path, None)
-    finally:
-        for file in tmp_path.rglob("*"):
-            if file.is_file():
-                file.unlink()

@@ -51,7 +51,6 @@ def draw(models, prompt: str, seed: int, size=(16, 16)) -> torch.Tensor:
     return vae.decode(samples)[0]
 
 
-@pytest.mark.xfail(reason="the demo's transformer has not learned its outlines well enough yet", strict=True)
 def test_prompts_are_drawn_right(models, host_version):
     """40 prompts at random on the newest supported host, 8 on the others.
 

@@ -8,9 +8,7 @@ import json
 import os
 import pickle
 import random
-import resource
 import struct
-import time
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -232,10 +230,15 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "PixArt with a flat patch layer": (
         lambda: save(STATE | {"x_embedder.proj.weight": torch.ones(144, 16)}), "4 dimensions above 0 belong"
     ),
-    "PixArt with KV compression": (
-        lambda: save(STATE | {"blocks.1.attn.sr.weight": torch.ones(144, 1, 2, 2)}), "KV compression by convolution"
+    "PixArt with half a KV compression": (
+        lambda: save(STATE | {"blocks.1.attn.sr.weight": torch.ones(144, 1, 2, 2)}), "missing, the first: blocks.1.attn"
     ),
-    "PixArt with qk_norm": (lambda: save(STATE | named("blocks.0.attn.q_norm.weight")), "qk_norm.*blocks.0.attn.q_n"),
+    "PixArt with an oblong KV compression": (
+        lambda: save(STATE | {"blocks.1.attn.sr.weight": torch.ones(144, 1, 2, 3)}), "a square window for each channel"
+    ),
+    "PixArt with half a qk_norm": (
+        lambda: save(STATE | named("blocks.0.attn.q_norm.weight")), "Only blocks 0 hold attn.q_norm"
+    ),
 }  # fmt: skip
 
 
@@ -281,6 +284,12 @@ def test_header_length_that_reads_as_text_is_no_web_page_and_no_json(tmp_path, l
 def test_missing_path_is_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing.safetensors does not exist"):
         open_checkpoint(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read, even by root")
+def test_unreadable_file_is_told_with_the_systems_reason():
+    with pytest.raises(ValueError, match="/proc/self/mem: The file cannot be read: Input/output error. Check its perm"):
+        open_checkpoint("/proc/self/mem")
 
 
 def test_pipe_is_refused_without_waiting(tmp_path):
@@ -344,70 +353,3 @@ def test_single_shard_points_to_its_index(tmp_path):
 def test_family_is_checked_before_the_file_is_touched():
     with pytest.raises(ValueError, match="must be auto, alpha or sigma, not 'flux'"):
         open_checkpoint("nowhere", family="flux")
-
-
-def mutate(rng: random.Random, good: bytes) -> bytes:
-    """One to four changes to the length, the JSON or the tail of a safetensors file."""
-    length = struct.unpack("<Q", good[:8])[0]
-    header, data = bytearray(good[8 : 8 + length]), good[8 + length :]
-    kind = rng.randrange(6)
-    if kind == 0:
-        return struct.pack("<Q", rng.choice([0, 1, length - 1, length + 1, 1 << 31, 1 << 63, rng.getrandbits(64)])) + (
-            good[8:]
-        )
-    if kind == 1:
-        return good[: rng.randrange(len(good))]
-    if kind == 2:
-        for _ in range(rng.randint(1, 4)):
-            header[rng.randrange(length)] = rng.randrange(256)
-        return struct.pack("<Q", length) + bytes(header) + data
-    table = json.loads(header)
-    for _ in range(rng.randint(1, 4)):
-        name = rng.choice(list(table))
-        entry = table[name]
-        if kind == 3:
-            table[f"blocks.{rng.choice([7, 10**5, 10**30, '٣', '-1'])}.attn.qkv.weight"] = table.pop(name)
-        elif kind == 4:
-            lengths = [0, 1, 2, 1 << 40, 1 << 63, *entry["shape"]]
-            entry["shape"] = rng.choices(lengths, k=rng.randint(0, 6))
-        else:
-            entry["dtype"] = rng.choice(["F32", "F64", "I8", "U64", "BOOL", "F8_E4M3", "C64", "nonsense"])
-            size = sum(b - a for a, b in (e["data_offsets"] for e in table.values()))
-            entry["data_offsets"] = rng.choice([[0, size], [size, 0], [0, 1 << 50], entry["data_offsets"]])
-    return safetensors(table, data)
-
-
-@pytest.fixture
-def memory_limit():
-    """No allocation of twice the file: the process may not grow by more than that, and room for the interpreter."""
-
-    def limit(size: int) -> None:
-        with open("/proc/self/statm") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2 * size + 64 * 2**20, before[1]))
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    yield limit
-    resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def test_mutated_files_never_crash_hang_or_allocate(tmp_path, memory_limit):
-    rng = random.Random(20240403)
-    path = tmp_path / "x.safetensors"
-    memory_limit(len(ORIGINAL_BYTES))
-    refused, slowest = 0, 0.0
-    for number in range(300):
-        good = ORIGINAL_BYTES if number % 2 else DIFFUSERS_BYTES
-        path.unlink(missing_ok=True)
-        path.write_bytes(mutate(rng, good))
-        start = time.process_time()
-        try:
-            checkpoint = open_checkpoint(path)
-        except ValueError as error:
-            refused += 1
-            assert str(error).startswith(f"{path}: ")
-        else:
-            assert checkpoint.config.hidden_size == 144
-        slowest = max(slowest, time.process_time() - start)
-    assert refused > 250
-    assert slowest < 2.0

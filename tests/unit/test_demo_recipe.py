@@ -15,7 +15,7 @@ from pixart.checkpoint import load_transformer
 from pixart.pipeline import load_autoencoder
 from pixart.text.encoder import load_transformers_t5, open_t5
 from pixart.text.provenance import mark_t5
-from pixart.training.demo import autoencoder, diffusion, export, outlines, restore, text
+from pixart.training.demo import alpha, autoencoder, diffusion, export, outlines, restore, text
 from pixart.training.demo.latents import CONTRAST
 from pixart.training.demo.run import Resumable
 from pixart.transformer import PixArtTransformer
@@ -266,3 +266,52 @@ def test_export_refuses_files_that_are_too_large(trained, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"more than the 1048576 that are allowed"):
         export.export(trained[0], tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.fixture
+def alpha_run(trained, monkeypatch, tmp_path):
+    """Three steps of α's stage on the other stages' states; the folder, the task and a copy of the exported demo."""
+    monkeypatch.setattr(alpha, "ALPHA_PHASE", dataclasses.replace(alpha.ALPHA_PHASE, tokens=256))
+    for path in trained[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    task = alpha.AlphaTask(tmp_path, SEED, STEPS, learning_rate=4e-4)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    Resumable(task, tmp_path / "alpha.state.pt").run(STEPS)
+    return tmp_path, task, before
+
+
+def test_alpha_begins_as_sigma_and_leaves_its_null_alone(trained, alpha_run):
+    _, task, before = alpha_run
+    sigma = trained[1]["outlines"].ema.average.state_dict()
+    after = task.model.state_dict()
+    assert all(torch.equal(before[name], sigma[name]) for name in sigma if name != "y_embedder.y_embedding")
+    assert before["y_embedder.y_embedding"].shape == (120, 128)
+    assert torch.equal(after["y_embedder.y_embedding"], before["y_embedder.y_embedding"])
+    assert not before["csize_embedder.mlp.2.weight"].any() and after["csize_embedder.mlp.2.weight"].any()
+    assert not before["ar_embedder.mlp.2.weight"].any() and after["ar_embedder.mlp.2.weight"].any()
+
+
+def test_alpha_is_exported_beside_the_others(alpha_run, exported, tmp_path_factory):
+    out, task, _ = alpha_run
+    demo = tmp_path_factory.mktemp("alpha")
+    for path in exported[0].iterdir():
+        (demo / path.name).write_bytes(path.read_bytes())
+    figures = export.export_alpha(out, demo)
+    assert {name: figures["files"][name] for name in exported[1]["files"]} == exported[1]["files"]
+    assert figures["stages"]["alpha"]["steps"] == STEPS
+    data = (demo / export.ALPHA).read_bytes()
+    assert figures["files"][export.ALPHA]["sha256"] == hashlib.sha256(data).hexdigest() and len(data) < 16 * 2**20
+    assert json.loads((demo / export.FIGURES).read_text()) == figures
+    assert metadata(demo / export.ALPHA)["modelspec.description"].startswith("A small PixArt-Alpha")
+
+    model = load_transformer(demo / export.ALPHA, dtype=torch.float32)
+    assert model.config == alpha.ALPHA_CONFIG
+    for name, value in task.ema.average.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value.half().float()), name
+
+
+def test_alpha_is_not_exported_without_its_stage_or_without_the_demo(trained, exported, alpha_run, tmp_path):
+    with pytest.raises(ValueError, match=r"alpha\.state\.pt is missing.*demo alpha --out"):
+        export.export_alpha(trained[0], exported[0])
+    with pytest.raises(ValueError, match="pixart-demo-t5.safetensors is missing: export the demo itself first"):
+        export.export_alpha(alpha_run[0], tmp_path / "nowhere")

@@ -29,6 +29,8 @@ KEPT = re.compile(
 )
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)*(?![\d])")
 
+PLACEHOLDER = re.compile(r"%\w+%")
+
 PAGES = {"en": "## Inputs", "zh": "## 输入"}
 
 
@@ -83,19 +85,52 @@ def test_numbers_values_and_folders_survive_translation(language):
     assert lost == {}
 
 
+def words_of(language: str, file: str) -> dict:
+    return json.loads((ROOT / "locales" / language / f"{file}.json").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_front_end_takes_every_string_literally(language):
-    main = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))
-    every = {**translation(language), **dict(locales.strings(main))}
+    every = translation(language)
+    for file in ("main", "settings", "commands"):
+        every |= dict(locales.strings(words_of(language, file), (file,)))
     assert {name_of(path): text for path, text in every.items() if MESSAGE_SYNTAX.search(text)} == {}
     assert {name_of(path) for path, text in every.items() if text != text.strip()} == set()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_only_the_packs_own_category_is_named(language):
+def test_only_the_packs_own_words_are_named(language):
     """ComfyUI's own words for loaders, conditioning and latent would be overwritten for all other nodes."""
-    main = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))
-    assert main == {"nodeCategories": {"PixArt": "PixArt"}}
+    main = words_of(language, "main")
+    assert set(main) == {"nodeCategories", "settingsCategories", "pixart"}
+    assert main["nodeCategories"] == {"PixArt": "PixArt"}
+    assert {name for name in main["settingsCategories"] if not name.startswith("PixArt")} == set()
+
+
+@pytest.mark.parametrize("file", ["main", "settings", "commands"])
+@pytest.mark.parametrize("language", OTHERS)
+def test_widgets_settings_and_commands_are_translated_whole(language, file):
+    english = dict(locales.strings(words_of("en", file)))
+    found = dict(locales.strings(words_of(language, file)))
+    assert set(found) == set(english)
+    for path, text in english.items():
+        assert sorted(PLACEHOLDER.findall(found[path])) == sorted(PLACEHOLDER.findall(text)), path
+        words = PLACEHOLDER.sub("", text).replace("tokens", "").split()
+        if len(words) > 1 and path[-1] != "size":
+            assert found[path] != text, path
+            assert language not in CJK or not found[path].isascii(), path
+
+
+def test_the_front_end_extension_speaks_only_translated_words():
+    source = "".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "js").glob("*.*js")))
+    used = set(re.findall(r'say\((?:\w+ \? )?"(\w+)"(?: : "(\w+)")?', source))
+    used = {word for pair in used for word in pair if word}
+    assert used == set(words_of("en", "main")["pixart"])
+    settings = words_of("en", "settings")
+    ids = set(re.findall(r'shown\("(\w+)"', source))
+    assert {f"PixArt_Widgets_{name}" for name in ids} | {"PixArt_Widgets_Delay", "PixArt_Doctor_Open"} == set(settings)
+    for entry in settings.values():
+        assert f'"{entry["name"]}"' in source and f'"{entry["tooltip"]}"' in source
 
 
 @pytest.mark.parametrize("language", PAGES)
@@ -148,12 +183,12 @@ class Node(io.ComfyNode):
             outputs=[io.Model.Output(tooltip="It."), io.Int.Output(display_name="w", tooltip=WIDTH)],
         )
 '''
-WORDS = '''
+WORDS = """
 WIDTH: str = "Width."
 
 def size(tip, name="height"):
     return [io.Int.Input("width", tooltip=WIDTH), io.Int.Input(name, tooltip=tip)]
-'''
+"""
 
 
 @pytest.fixture

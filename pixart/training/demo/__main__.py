@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-STAGES = ("text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice")
-TUNED = ("alpha", "lcm")
-"""Made from the finished Σ."""
+STAGES = (
+    "text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice", "alpha", "kv", "controlnet",
+    "lcm", "restore",
+)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pixart.training.demo", description=__doc__)
-    parser.add_argument("stage", choices=(*STAGES, *TUNED, "restore"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, default=Path("demo-run"), help="folder for states and logs")
-    parser.add_argument("--demo", type=Path, default=Path("demo"), help="published files, for restore")
+    parser.add_argument("--demo", type=Path, default=Path("demo"), help="published files, for kv and restore")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: what the published demo was trained with")
     args = parser.parse_args()
@@ -46,6 +47,10 @@ def main() -> None:
         from . import outlines
 
         outlines.practise(args.out, args.seed, args.steps or outlines.PRACTICE_PHASE.steps)
+    elif args.stage == "controlnet":
+        from . import controlnet
+
+        controlnet.train(args.out, args.seed, args.steps or controlnet.CONTROL_PHASE.steps)
     elif args.stage == "restore":
         from . import restore
 
@@ -58,6 +63,12 @@ def main() -> None:
         from . import lcm
 
         lcm.train(args.out, args.seed, args.steps or lcm.LCM_PHASE.steps)
+        print("wrote", lcm.export(args.out, args.demo))
+    elif args.stage == "kv":
+        from . import kv
+
+        kv.train(args.out, args.seed, args.steps or kv.KV_PHASE.steps)
+        print("wrote", kv.export(args.out, args.demo))
 
 
 if __name__ == "__main__":

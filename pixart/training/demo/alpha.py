@@ -19,7 +19,7 @@ from .latents import CONTRAST
 from .run import Resumable
 
 ALPHA_CONFIG = replace(CONFIG, family=ALPHA, micro_condition=True, max_caption_tokens=120)
-ALPHA_PHASE = Phase(1200, ((0.75, (NATIVE,)), (0.15, WIDE), (0.10, LARGE)), 2048, layout=0.5)
+ALPHA_PHASE = Phase(900, ((0.75, (NATIVE,)), (0.15, WIDE), (0.10, LARGE)), 2048, layout=0.5)
 
 
 class AlphaTask(DiffusionTask):

@@ -150,8 +150,10 @@ class DiffusionTask:
         t = torch.randint(0, 1000, (batch,))
         t = torch.where(torch.rand(batch) < phase.layout, torch.randint(*LAYOUT, (batch,)), t)
         noise = torch.randn_like(latents)
-        predicted = self.model(self.noise.add(latents, noise, t), t, caption, mask, **conditions)
-        error = (predicted - noise).pow(2).mean(dim=(1, 2, 3))
+        noisy = self.noise.add(latents, noise, t)
+        predicted = self.model(noisy, t, caption, mask, **conditions)
+        wanted = self.target(noise, noisy, t, caption, mask, conditions)
+        error = (predicted - wanted).pow(2).mean(dim=(1, 2, 3))
         loss = (error * self.weight[t]).mean()
 
         for group in self.optimizer.param_groups:
@@ -166,6 +168,10 @@ class DiffusionTask:
     def scene_and_caption(self) -> tuple[Scene, str]:
         return random_caption(self.rng)
 
+    def target(self, noise, noisy, t, caption, mask, conditions: dict) -> torch.Tensor:
+        """What the model is to predict."""
+        return noise
+
     def captions_or_null(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoded captions and their mask, one in ten replaced by the null caption."""
         return self.encode(["" if self.rng.random() < 0.1 else caption for caption in captions])
@@ -179,8 +185,13 @@ class DiffusionTask:
         return self.encode([""] * count)
 
     @torch.no_grad()
-    def sample(self, captions: list[str], height: int, width: int, seed: int, cfg: float = 4.5) -> torch.Tensor:
-        """Latents for the captions: the average model, DPM-Solver++, 20 steps."""
+    def sample(
+        self, captions: list[str], height: int, width: int, seed: int, cfg: float = 4.5, **conditions
+    ) -> torch.Tensor:
+        """Latents for the captions: the average model, DPM-Solver++, 20 steps.
+
+        conditions: what the model is told beside the captions, for both halves of the batch.
+        """
         model = self.ema.average
         count = len(captions)
         caption, mask = (
@@ -193,7 +204,7 @@ class DiffusionTask:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(count, 4, height // 8, width // 8, generator=generator)
         for t in scheduler.timesteps:
-            positive, negative = model(torch.cat([x, x]), t.expand(2 * count), caption, mask).chunk(2)
+            positive, negative = model(torch.cat([x, x]), t.expand(2 * count), caption, mask, **conditions).chunk(2)
             x = scheduler.step(negative + cfg * (positive - negative), t, x).prev_sample
         return x
 

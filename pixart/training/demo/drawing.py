@@ -49,8 +49,15 @@ POLYGONS = {
     "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
     "triangle": [(x, y + 0.22) for x, y in regular(3, 1.25)],
     "star": regular(5, 1.25, inner=0.5),
+    "cross": [
+        *((-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4)),
+        *((0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4)),
+    ],
 }
-"""Outlines for radius 1. A circle has none: it is its own distance function."""
+"""Outlines for radius 1. A circle has none: it is its own distance function.
+
+The cross is in no caption of the demo: it is there to be taught.
+"""
 
 
 def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Writes the trained demo as the three model files that people load, and the figures of its training.
 
     python -m pixart.training.demo.export --out demo-run --demo demo
+    python -m pixart.training.demo.export --out demo-run --demo demo --only alpha
 
 The same states give the same bytes, so that a file can be checked against the recipe.
 """
@@ -11,18 +12,18 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
 from ...checkpoint import config_metadata
 from ...config import PixArtConfig
 from ...embeddings import position_grid
 from ...text.encoder import open_t5
 from ...text.provenance import CHECKPOINT_PREFIX, mark_t5
+from ..writing import write_safetensors
 from . import autoencoder
+from .alpha import ALPHA_CONFIG
 from .diffusion import CONFIG, average_of
 from .latents import CONTRAST
 
@@ -31,31 +32,26 @@ log = logging.getLogger(__name__)
 TRANSFORMER = "pixart-demo-sigma.safetensors"
 ENCODER = "pixart-demo-t5.safetensors"
 AUTOENCODER = "pixart-demo-vae.safetensors"
+ALPHA = "pixart-demo-alpha.safetensors"
 FIGURES = "training.json"
 
 LIMIT = 16 * 2**20
 """Bytes that the three files may take together."""
 
-STAGES = ("text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen", "diffusion", "outlines", "polish", "practice")
+STAGES = (
+    "text",
+    "autoencoder-encoder",
+    "autoencoder-decoder",
+    "autoencoder-sharpen",
+    "diffusion",
+    "outlines",
+    "polish",
+    "practice",
+)
 
 LICENSE = "Apache-2.0"
 
 Tensors = dict[str, torch.Tensor]
-
-
-def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write a safetensors file whose bytes depend on its content alone.
-
-    The library orders metadata by chance, so the header is written again with its metadata sorted.
-    """
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    length = int.from_bytes(data[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + length])}
-    packed = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-    packed += b" " * (-len(packed) % 8)  # the format wants the tensors to start at a multiple of 8
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(len(packed).to_bytes(8, "little") + packed + data[8 + length :])
-    os.replace(partial, path)
 
 
 def half(tensors: Tensors) -> Tensors:
@@ -90,7 +86,7 @@ def transformer_metadata(config: PixArtConfig = CONFIG) -> dict[str, str]:
         "license": LICENSE,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": "PixArt demo",
-        "modelspec.description": "A small PixArt-Sigma that draws one shape on a plain background.",
+        "modelspec.description": f"A small PixArt-{config.family.title()} that draws one shape on a plain background.",
         "modelspec.architecture": f"pixart-{config.family}",
         "modelspec.prediction_type": "epsilon",
         "modelspec.resolution": f"{config.native_pixels}x{config.native_pixels}",
@@ -134,6 +130,18 @@ def stage_figures(out: Path, stage: str) -> dict:
     return {"steps": state["next_step"], "seconds": round(state["seconds"]), "final": final}
 
 
+def write_model(path: Path, tensors: Tensors, metadata: dict[str, str]) -> dict:
+    """Write a model file; its size and hash."""
+    write_safetensors(path, tensors, metadata)
+    data = path.read_bytes()
+    log.info("wrote %s: %d bytes", path, len(data))
+    return {
+        "parameters": sum(t.numel() for t in tensors.values() if t.is_floating_point()),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
 def export(out: Path, demo: Path) -> dict:
     """Write the three model files and training.json to ``demo`` from the states in ``out``; return the figures.
 
@@ -157,14 +165,24 @@ def export(out: Path, demo: Path) -> dict:
         tensors, metadata = parts[name]
         if name == TRANSFORMER:  # names the encoder it was trained with, so that another's captions are refused
             metadata |= mark_t5(open_t5(demo / ENCODER)).metadata(CHECKPOINT_PREFIX)
-        write_safetensors(demo / name, tensors, metadata)
-        data = (demo / name).read_bytes()
-        figures["files"][name] = {
-            "parameters": sum(t.numel() for t in tensors.values() if t.is_floating_point()),
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        log.info("wrote %s: %d bytes", demo / name, len(data))
+        figures["files"][name] = write_model(demo / name, tensors, metadata)
+    (demo / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def export_alpha(out: Path, demo: Path) -> dict:
+    """Write the α file to ``demo`` beside the others, and add its figures to theirs in training.json; return them.
+
+    Raises ValueError when the stage has not been run, or the files that it belongs to are not in ``demo``.
+    """
+    for name in (ENCODER, FIGURES):
+        if not (demo / name).is_file():
+            raise ValueError(f"{demo / name} is missing: export the demo itself first, without --only.")
+    tensors = transformer_tensors(out, ALPHA_CONFIG, "alpha")
+    metadata = transformer_metadata(ALPHA_CONFIG) | mark_t5(open_t5(demo / ENCODER)).metadata(CHECKPOINT_PREFIX)
+    figures = json.loads((demo / FIGURES).read_text())
+    figures["stages"]["alpha"] = stage_figures(out, "alpha")
+    figures["files"][ALPHA] = write_model(demo / ALPHA, tensors, metadata)
     (demo / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
@@ -174,8 +192,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pixart.training.demo.export", description=export.__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo-run"), help="folder with the recipe's states")
     parser.add_argument("--demo", type=Path, default=Path("demo"), help="folder to write the model files to")
+    parser.add_argument("--only", choices=("alpha",), help="write this later model alone, beside what is there")
     args = parser.parse_args()
-    export(args.out, args.demo)
+    (export_alpha if args.only else export)(args.out, args.demo)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .captions import COLOURS, POSITIONS, SHAPES, SIZES, Scene
@@ -42,11 +44,11 @@ def template_iou(mask: torch.Tensor, shape: str) -> tuple[float, float]:
     return (template & mask).sum().item() / (template | mask).sum().item(), radius
 
 
-def describe(picture: torch.Tensor) -> Scene:
+def describe(picture: torch.Tensor, shapes: Sequence[str] = SHAPES) -> Scene:
     """The scene that a picture (3, H, W) in [0, 1] shows.
 
     Background: the palette colour nearest to the median of the picture's border. The shape's pixels are those
-    nearer to their own median than to the background. Shape: of the four outlines, drawn with the mask's area
+    nearer to their own median than to the background. Shape: of the outlines of ``shapes``, drawn with the mask's area
     at its centroid, the one with the largest intersection over union, at least 0.6. Position: the named place
     nearest to the outline's centre; size by its radius. A picture with no shape gives None for everything else.
     """
@@ -61,7 +63,7 @@ def describe(picture: torch.Tensor) -> Scene:
     front = picture[:, rough].median(dim=1).values
     mask = (picture - front[:, None, None]).pow(2).sum(0) < (picture - back[:, None, None]).pow(2).sum(0)
 
-    fits = {shape: template_iou(mask, shape) for shape in SHAPES}
+    fits = {shape: template_iou(mask, shape) for shape in shapes}
     shape = max(fits, key=lambda name: fits[name][0])
     overlap, radius = fits[shape]
     ys, xs = torch.nonzero(mask, as_tuple=True)
@@ -76,9 +78,9 @@ def describe(picture: torch.Tensor) -> Scene:
     )
 
 
-def mistakes(wanted: Scene, picture: torch.Tensor) -> list[str]:
+def mistakes(wanted: Scene, picture: torch.Tensor, shapes: Sequence[str] = SHAPES) -> list[str]:
     """Names of the attributes that a caption asked for and the picture does not show."""
-    seen = describe(picture)
+    seen = describe(picture, shapes)
     return [
         name
         for name in ("size", "colour", "shape", "position", "background")

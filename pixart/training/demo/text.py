@@ -155,5 +155,6 @@ def load(out: Path) -> tuple[sentencepiece.SentencePieceProcessor, T5EncoderMode
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=(out / "tokenizer.model").read_bytes())
     encoder = T5EncoderModel(encoder_config(tokenizer.vocab_size()))
     state = torch.load(out / "text.state.pt", weights_only=True)["model"]
-    encoder.load_state_dict({name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")})
+    part = "encoder."
+    encoder.load_state_dict({name.removeprefix(part): t for name, t in state.items() if name.startswith(part)})
     return tokenizer, encoder.eval().requires_grad_(False)

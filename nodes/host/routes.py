@@ -1,0 +1,165 @@
+"""What the widgets in the browser ask the server: token counts, what a file is, the trained sizes, the doctor.
+
+The host's own middleware refuses requests of other origins. Files are only ever named by what the loaders offer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from ...pixart.doctor import CHECKPOINT, T5, look_at
+from ...pixart.resolution import OTHER_NAMES, size_table
+from ...pixart.text.cleaning import clean_prompt
+from . import doctor, folders
+from .text import Counter
+
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 256 * 1024
+"""Of a request: a prompt that is longer has no place in a model that reads 300 tokens."""
+
+REMEMBERED = 16
+MOST_TOKENS = 4096
+FOLDERS = {CHECKPOINT: folders.CHECKPOINTS, T5: folders.TEXT_ENCODERS}
+
+
+class Desk:
+    """Answers questions one at a time, off the event loop, and remembers what it learned about unchanged files."""
+
+    def __init__(self):
+        self.lock = asyncio.Lock()
+        self.known: OrderedDict[tuple, Any] = OrderedDict()
+
+    async def ask(self, question: Callable[[], Any]) -> Any:
+        async with self.lock:
+            return await asyncio.to_thread(question)
+
+    def recall(self, use: str, path: str, learn: Callable[[], Any]) -> Any:
+        """``learn()``, called again only when the file at ``path`` has changed."""
+        state = os.stat(path)
+        key = (use, path, state.st_mtime_ns, state.st_size)
+        if key not in self.known:
+            self.known[key] = learn()
+            while len(self.known) > REMEMBERED:
+                self.known.popitem(last=False)
+        self.known.move_to_end(key)
+        return self.known[key]
+
+    def count(self, t5_name: str | None, text: str, max_tokens: int, clean: bool) -> dict:
+        """How many tokens a prompt has for an encoder (None: the host's own T5), and the text beyond the limit."""
+        path = None
+        try:
+            if t5_name:
+                path = folders.find(folders.TEXT_ENCODERS, t5_name)
+            counter = self.recall("count", path or __file__, lambda: Counter(path))
+            count, lost = counter.count(clean_prompt(text) if clean else text, max_tokens)
+        except (ValueError, OSError, ImportError) as error:
+            return {"trouble": without_folder(str(error), path)}
+        return {"tokens": count, "limit": max_tokens, "lost": lost}
+
+    def detect(self, kind: str, name: str) -> dict:
+        """What the file that a loader's list names is."""
+        try:
+            path = folders.find(FOLDERS[kind], name)
+        except ValueError as error:
+            return {"title": "", "facts": {}, "trouble": str(error)}
+        found = self.recall(kind, path, lambda: look_at(path, kind))
+        return {"title": found.title, "facts": found.facts, "trouble": without_folder(found.trouble, path)}
+
+
+def without_folder(text: str, path: str | None) -> str:
+    """A message about a file without the folders of this machine, and without its name where it begins with that."""
+    if path is None:
+        return text
+    text = text.removeprefix(f"{path}: ")
+    return text.replace(path, os.path.basename(path)).replace(os.path.dirname(path) + os.sep, "")
+
+
+def refuse(message: str, status: int = 400) -> web.Response:
+    return web.json_response({"error": message}, status=status)
+
+
+def answering(handler):
+    """Turn what a user can mend into a sentence, and what he cannot into a line that points to the log."""
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(await handler(request))
+        except web.HTTPException as error:
+            return refuse(error.reason, error.status)
+        except (ValueError, OSError, ImportError) as error:
+            return refuse(str(error))
+        except Exception:
+            log.exception("PixArt: %s failed.", request.path)
+            return refuse("The server failed at this; its log says why.", 500)
+
+    return answer
+
+
+async def read_question(request: web.Request) -> dict:
+    """The JSON object in a request. JSON alone, so that no form of another page can send one."""
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(reason="Send JSON.")
+    if request.content_length is None or request.content_length > MOST_BYTES:
+        raise web.HTTPRequestEntityTooLarge(MOST_BYTES, request.content_length or 0, reason="The text is too long.")
+    try:
+        question = await request.json()
+    except ValueError as error:
+        raise ValueError("The request is not JSON.") from error
+    if not isinstance(question, dict):
+        raise ValueError("Send a JSON object.")
+    return question
+
+
+def field(question: dict, name: str, kind: type, default: Any) -> Any:
+    value = question.get(name, default)
+    if type(value) is not kind and value is not default:
+        raise ValueError(f"{name} must be {kind.__name__}, not {type(value).__name__}.")
+    return value
+
+
+def register() -> None:
+    """Add the routes to the host's server; in scripts and tests without one there is nothing to do."""
+    instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if instance is not None:
+        add_routes(instance.routes)
+
+
+def add_routes(routes: web.RouteTableDef) -> None:
+    desk = Desk()
+
+    @routes.post("/pixart/tokens")
+    @answering
+    async def tokens(request: web.Request) -> dict:
+        question = await read_question(request)
+        name = field(question, "t5_name", str, None)
+        text = field(question, "text", str, "")
+        limit = min(max(field(question, "max_tokens", int, 300), 1), MOST_TOKENS)
+        clean = field(question, "clean_caption", bool, False)
+        return await desk.ask(lambda: desk.count(name, text, limit, clean))
+
+    @routes.get("/pixart/detect")
+    @answering
+    async def detect(request: web.Request) -> dict:
+        kind, name = request.query.get("kind", ""), request.query.get("name", "")
+        if kind not in FOLDERS:
+            raise ValueError(f"kind must be one of {', '.join(FOLDERS)}.")
+        return await desk.ask(lambda: desk.detect(kind, name))
+
+    @routes.get("/pixart/resolutions")
+    @answering
+    async def resolutions(request: web.Request) -> dict:
+        return {**size_table(), "other_names": OTHER_NAMES}
+
+    @routes.get("/pixart/doctor")
+    @answering
+    async def examine(request: web.Request) -> dict:
+        return {"report": await desk.ask(lambda: "\n".join(doctor.report()))}

@@ -1,0 +1,59 @@
+"""What one sampling run remembers from step to step. It lives in the run's own options and goes with them."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ...pixart.prepared import SamplingRun
+from ...pixart.transformer import GRIDS, PREPARED
+from . import compat
+
+STATE = "pixart_run"
+"""Where ``transformer_options`` holds the run's state, and the key of the wrapper that puts it there."""
+
+
+class RunState:
+    """Prepared captions and position grids of one run, for each copy of the model that takes part in it."""
+
+    def __init__(self):
+        self.of: dict[int, tuple[SamplingRun, dict]] = {}
+
+    def prepare(self, model, x: torch.Tensor, caption: torch.Tensor, mask, options: dict) -> tuple[torch.Tensor, dict]:
+        """(the caption as the transformer will see it, options that hold what is known of it).
+
+        caption: (B, L, C), as the host hands it over; mask: (B, L). The options are a copy.
+        """
+        transformer = model.diffusion_model
+        dtype = model.get_dtype_inference()
+        captions, grids = self.of.setdefault(id(model), (SamplingRun(), {}))
+        caption = comfy.model_management.cast_to_device(caption, x.device, caption.dtype)
+        mask = None if mask is None else mask.to(x.device)
+        weights = (dtype, identities(transformer), compat.weights_in_use(getattr(model, "current_patcher", None)))
+        prepared = captions.caption(transformer, caption, mask, dtype, weights)
+        return prepared.source, {**options, PREPARED: prepared, GRIDS: grids}
+
+
+def identities(transformer) -> tuple[int, ...]:
+    """Of the weights that captions go through: others have taken their place when this changes."""
+    layers = [transformer.y_embedder.y_proj.fc1, *(block.cross_attn.kv_linear for block in transformer.blocks)]
+    return tuple(id(layer.weight) for layer in layers)
+
+
+def start(executor, *args, **kwargs):
+    """OUTER_SAMPLE: a state for this run in a copy of its options, which end with the run however it ends."""
+    guider = executor.class_obj
+    before = guider.model_options
+    guider.model_options = comfy.model_patcher.create_model_options_clone(before)
+    guider.model_options["transformer_options"][STATE] = RunState()
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        guider.model_options = before
+
+
+def attach(patcher) -> None:
+    """Make every sampling run with this MODEL, or a clone of it, remember what stays the same."""
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, STATE, start)

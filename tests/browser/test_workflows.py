@@ -1,0 +1,114 @@
+"""Every workflow and blueprint of the pack, and old ones of another pack, opened in the front end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from front_end import FrontEnd
+from playwright.sync_api import expect
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+OLD = ROOT / "tests" / "data" / "extramodels"
+LANGUAGES = ("zh", "ja", "ko")
+
+UNREGISTERED = """() => app.graph.nodes.map(node => node.type)
+    .filter(type => !LiteGraph.registered_node_types[type])"""
+TYPES = "() => app.graph.nodes.map(node => node.type)"
+LOAD = "data => app.loadGraphData(data)"
+VALUES = """() => Object.fromEntries(app.graph.nodes.filter(node => node.type.startsWith("PixArt"))
+    .map(node => [node.type, node.widgets.filter(each => each.serialize !== false).map(each => each.value)]))"""
+LABELS = """type => {
+    const node = LiteGraph.createNode(type);
+    const widgets = (node.widgets ?? []).filter(widget => widget.serialize !== false);
+    return {
+        title: node.title,
+        inputs: Object.fromEntries([...node.inputs ?? [], ...widgets]
+            .map(each => [each.name, each.label ?? each.localized_name ?? each.name])),
+    };
+}"""
+
+
+def pack_nodes() -> list[str]:
+    return sorted(json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes-2.0"])
+def test_every_workflow_opens_whole(front_end: FrontEnd, nodes_2: bool):
+    front_end.open({"Comfy.VueNodes.Enabled": nodes_2, "Comfy.Locale": "en",
+                    "Comfy.Workflow.ShowMissingModelsWarning": False})  # fmt: skip
+    for name in WORKFLOWS:
+        data = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        front_end.page.evaluate(LOAD, data)
+        front_end.page.wait_for_function(f"() => app.graph.nodes.length === {len(data['nodes'])}")
+        assert front_end.page.evaluate(UNREGISTERED) == [], name
+        front_end.page.wait_for_timeout(300)
+        front_end.screenshot(front_end.pictures / f"{name}-{'nodes-2.0' if nodes_2 else 'canvas'}.png")
+    assert front_end.errors == []
+
+
+def test_blueprints_are_offered_and_hold_only_known_nodes(front_end: FrontEnd):
+    front_end.open({"Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"})
+    page = front_end.page
+    for path in sorted((ROOT / "subgraphs").glob("*.json")):
+        page.evaluate(LOAD, json.loads(path.read_text(encoding="utf-8")))
+        page.wait_for_function("() => app.graph.nodes.length === 1 && app.graph.nodes[0].subgraph")
+        inner = page.evaluate("() => app.graph.nodes[0].subgraph.nodes.map(node => [node.type, !!node.has_errors])")
+        assert [kind for kind, broken in inner if broken] == []
+        shown = page.evaluate("() => app.graph.nodes[0].widgets.map(widget => widget.label ?? widget.name)")
+        assert {"prompt", "ratio", "checkpoint"} <= set(shown)
+        queued = page.evaluate("async () => (await app.graphToPrompt()).output")
+        assert {node["class_type"] for node in queued.values()} >= {"PixArtTextEncode", "PixArtResolution", "KSampler"}
+        front_end.screenshot(front_end.pictures / f"blueprint-{path.stem}.png")
+    assert front_end.errors == []
+
+
+def test_old_workflows_are_replaced_and_draw(front_end: FrontEnd):
+    front_end.open({"Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en", "Comfy.NodeReplacement.Enabled": True})
+    page = front_end.page
+    for name in ("alpha_reference", "simple", "sigma"):
+        page.evaluate(LOAD, json.loads((OLD / f"{name}.json").read_text(encoding="utf-8")))
+        replace = page.get_by_role("button", name="Replace All")
+        details = page.get_by_role("button", name="View details")
+        expect(details.or_(replace).first).to_be_visible(timeout=60_000)
+        if details.is_visible():
+            details.click()
+        replace.click(timeout=60_000)
+        page.wait_for_function(f"() => !({TYPES})().some(type => /^(PixArtCheckpointLoader|T5)/.test(type))")
+        assert front_end.unknown_nodes() == [], name
+        expect(page.locator(".pixart-tokens")).to_have_count(2)
+        values = page.evaluate(VALUES)
+        assert values["PixArtLoadCheckpoint"] == ["pixart-demo-sigma.safetensors", "auto", "auto"]
+        assert values["PixArtLoadT5"] == ["pixart-demo-t5.safetensors", "auto", "auto"]
+        assert values["PixArtTextEncode"][1:] == ([120, True] if name == "alpha_reference" else [300, False])
+        if name == "sigma":
+            expect(page.locator(".pixart-aspect")).to_contain_text("384 × 672")
+            assert values["PixArtResolution"] == ["512", "1.75 portrait · 768 × 1344 at 1024", 1]
+        front_end.screenshot(front_end.pictures / f"replaced-{name}.png")
+        front_end.run()
+        front_end.picture("SaveImage")
+    assert front_end.errors == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nodes_speak_the_users_language(front_end: FrontEnd, language: str):
+    front_end.open({"Comfy.VueNodes.Enabled": False, "Comfy.Locale": language})
+    expected = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    english = []
+    for kind in pack_nodes():
+        found = front_end.page.evaluate(LABELS, kind)
+        if found["title"] != expected[kind]["display_name"]:
+            english.append(kind)
+        for name, label in found["inputs"].items():
+            if label != expected[kind]["inputs"].get(name, {}).get("name"):
+                english.append(f"{kind}.{name}: {label}")
+    assert english == []
+    front_end.page.evaluate("() => { app.graph.clear(); }")
+    front_end.page.evaluate("""() => { ["PixArtResolution", "PixArtTextEncode", "PixArtLoadT5"].forEach((type, i) => {
+        const node = LiteGraph.createNode(type); node.pos = [100 + 420 * i, 200]; app.graph.add(node); }); }""")
+    words = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))["pixart"]
+    size = words["size"].replace("%width%", "1024").replace("%height%", "1024").replace("%tokens%", "4096")
+    expect(front_end.page.locator(".pixart-aspect")).to_contain_text(size)
+    assert front_end.errors == []

@@ -1,0 +1,95 @@
+"""The α demo draws what its prompts say, with its size conditioning and its learned null caption."""
+
+from __future__ import annotations
+
+import random
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.utils import make_grid, save_image
+
+from pixart.training.demo.captions import random_scene
+from pixart.training.demo.judge import mistakes
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "demo"
+CHECKPOINT, ENCODER, AUTOENCODER = (DEMO / f"pixart-demo-{part}.safetensors" for part in ("alpha", "t5", "vae"))
+SHEETS = ROOT / "output" / "test-pictures"
+
+SEED = 20240930
+STEPS, CFG = 20, 4.5
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def models(pack):
+    """MODEL, CLIP and VAE of the α demo, as the nodes load them."""
+    import comfy.sd
+    import comfy.utils
+
+    model = import_module(f"{pack.__name__}.nodes.host.model").load_model(str(CHECKPOINT))
+    clip = import_module(f"{pack.__name__}.nodes.host.text").load_clip(str(ENCODER))
+    return model, clip, comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(AUTOENCODER)))
+
+
+@pytest.fixture(scope="module")
+def draw(models, node_classes):
+    """A function from a prompt, a seed and a told size to a picture (H, W, 3) in [0, 1], through the nodes."""
+    import comfy.sample
+
+    model, clip, vae = models
+
+    def told(conditioning, side: int):
+        return node_classes["PixArtSizeConditioning"].execute(conditioning, side, side).args[0]
+
+    def draw(prompt: str, seed: int, side: int = SIDE) -> torch.Tensor:
+        caption = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        null = node_classes["PixArtNullCaption"].execute(model, caption).args[0]
+        latent = torch.zeros(1, 4, SIDE // 8, SIDE // 8)
+        noise = comfy.sample.prepare_noise(latent, seed)
+        samples = comfy.sample.sample(
+            model, noise, STEPS, CFG, "dpmpp_2m", "normal", told(caption, side), told(null, side), latent, seed=seed
+        )
+        return vae.decode(samples)[0]
+
+    return draw
+
+
+def test_the_file_is_an_alpha(models):
+    config = models[0].model.pixart.config
+    assert (config.family, config.micro_condition, config.null_caption) == ("alpha", True, True)
+    assert (config.max_caption_tokens, models[0].model.latent_format.scale_factor) == (120, 0.18215)
+
+
+def test_prompts_are_drawn_right(draw, host_version):
+    """40 prompts at random on the newest supported host, 8 on the others; measured as in test_pictures.py."""
+    count, needed = (40, 34) if host_version >= (0, 33) else (8, 6)
+    rng = random.Random(SEED)
+    scenes = [random_scene(rng) for _ in range(count)]
+    pictures = [draw(scene.caption(), SEED + i).movedim(-1, 0) for i, scene in enumerate(scenes)]
+    SHEETS.mkdir(parents=True, exist_ok=True)
+    save_image(make_grid(pictures, nrow=8), SHEETS / f"alpha-{'.'.join(map(str, host_version))}.png")
+
+    asked = ("background", "colour", "shape", "position")
+    wrong = [[name for name in mistakes(s, p) if name in asked] for s, p in zip(scenes, pictures, strict=True)]
+    right = sum(not names for names in wrong)
+    misses = [f"{s.caption()}: {', '.join(n)}" for s, n in zip(scenes, wrong, strict=True) if n]
+    print(f"seed {SEED}: {right} of {count} pictures right; {misses}")
+    assert right >= needed, misses
+
+
+def sharpness(picture: torch.Tensor) -> float:
+    """The largest steps from pixel to pixel along rows, the mean over a hundredth of them."""
+    steps = (picture[:, 1:] - picture[:, :-1]).abs().amax(-1).flatten()
+    return steps.topk(len(steps) // 100).values.mean().item()
+
+
+def test_a_smaller_size_told_gives_a_coarser_picture(draw):
+    """α was shown enlarged small pictures with their own size told: the condition means how fine the picture is."""
+    prompts = [f"a large {colour} square on the center, black background" for colour in ("white", "yellow", "red")]
+    fine = sum(sharpness(draw(prompt, 3)) for prompt in prompts)
+    coarse = sum(sharpness(draw(prompt, 3, side=SIDE // 2)) for prompt in prompts)
+    print(f"steps at outlines: {fine / 3:.3f} at {SIDE}, {coarse / 3:.3f} at {SIDE // 2}")
+    assert fine > coarse

@@ -1,0 +1,235 @@
+"""ControlNet through the host's own apply node and sampler, on the demo."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "demo"
+CHECKPOINT, ENCODER, AUTOENCODER, CONTROL = (
+    DEMO / f"pixart-demo-{part}.safetensors" for part in ("sigma", "t5", "vae", "controlnet")
+)
+STEPS, CFG, SEED = 4, 4.5, 3
+PROMPT = "a large red circle on the left, blue background"
+
+
+@pytest.fixture(scope="module")
+def host_nodes(pack):
+    return import_module(f"{pack.__name__}.nodes.host.control"), import_module(f"{pack.__name__}.nodes.host.model")
+
+
+@pytest.fixture(scope="module")
+def models(pack, host_nodes):
+    import comfy.sd
+    import comfy.utils
+
+    clip = import_module(f"{pack.__name__}.nodes.host.text").load_clip(str(ENCODER))
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(AUTOENCODER)))
+    return host_nodes[1].load_model(str(CHECKPOINT)), clip, vae
+
+
+@pytest.fixture
+def control(host_nodes):
+    return host_nodes[0].load_control(str(CONTROL))
+
+
+def encode(clip, prompt: str) -> list:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def ring(count: int = 1, size: int = 128) -> torch.Tensor:
+    """White rings on black, (B, H, W, 3), each at another place."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    pictures = [
+        ((torch.hypot(x - size * (0.7 - 0.15 * i), y - size * 0.5) - size * 0.2).abs() < 1).float() for i in range(count)
+    ]
+    return torch.stack(pictures)[..., None].expand(-1, -1, -1, 3)
+
+
+def draw(models, applied=None, batch: int = 1, model=None, cfg: float = CFG, size=(16, 16)) -> torch.Tensor:
+    """Latents; ``applied`` turns the two conditionings into those with ControlNet."""
+    import comfy.sample
+
+    positive, negative = encode(models[1], PROMPT), encode(models[1], "")
+    if applied is not None:
+        positive, negative = applied(positive, negative)
+    latent = torch.zeros(batch, 4, *size)
+    noise = comfy.sample.prepare_noise(latent, SEED)
+    return comfy.sample.sample(
+        model or models[0], noise, STEPS, cfg, "euler", "normal", positive, negative, latent, seed=SEED
+    )
+
+
+def apply(models, control, image=None, strength: float = 1.0, start: float = 0.0, end: float = 1.0, vae=True):
+    import nodes
+
+    def applied(positive, negative):
+        return nodes.ControlNetApplyAdvanced().apply_controlnet(
+            positive, negative, control, ring() if image is None else image, strength, start, end,
+            models[2] if vae else None,
+        )  # fmt: skip
+
+    return applied
+
+
+def test_strength_and_range_are_the_hosts(models, control):
+    plain = draw(models)
+    full = draw(models, apply(models, control))
+    assert torch.equal(draw(models, apply(models, control, strength=0.0)), plain)
+    assert not torch.allclose(full, plain, atol=1e-2)
+    half = draw(models, apply(models, control, strength=0.5))
+    assert not torch.allclose(half, full, atol=1e-3) and not torch.allclose(half, plain, atol=1e-3)
+    early = draw(models, apply(models, control, end=0.5))
+    late = draw(models, apply(models, control, start=0.5))
+    assert not torch.equal(early, late) and not torch.equal(early, full)
+    assert torch.equal(draw(models), plain)  # nothing is left behind
+
+
+def test_untrained_projections_change_nothing(models, host_nodes, tmp_path):
+    from safetensors import safe_open
+
+    with safe_open(CONTROL, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = {name: torch.zeros_like(t) if "_proj" in name.split(".")[2] else t for name, t in load_file(CONTROL).items()}
+    save_file(tensors, tmp_path / "zero.safetensors", metadata)
+    zero = host_nodes[0].load_control(str(tmp_path / "zero.safetensors"))
+    assert torch.equal(draw(models, apply(models, zero)), draw(models))
+
+
+def test_two_nets_add_up_and_one_forward_serves_both_prompts(models, control, host_nodes):
+    second = host_nodes[0].load_control(str(CONTROL))
+
+    def both(positive, negative):
+        positive, negative = apply(models, control, strength=0.6)(positive, negative)
+        return apply(models, second, image=ring(2)[1:], strength=0.4)(positive, negative)
+
+    calls = []
+    model = models[0].clone()
+    model.set_model_unet_function_wrapper(
+        lambda run, args: calls.append(args["input"].shape[0]) or run(args["input"], args["timestep"], **args["c"])
+    )
+    out = draw(models, both, model=model)
+    assert calls == [2] * STEPS  # a prompt of 11 tokens and an empty one in one batch
+    assert torch.isfinite(out).all()
+    assert not torch.allclose(out, draw(models, apply(models, control, strength=0.6)), atol=1e-3)
+
+
+def test_a_batch_of_hints_gives_each_picture_its_own(models, control):
+    rings = ring(3)
+    together = draw(models, apply(models, control, image=rings), batch=3)
+    same = draw(models, apply(models, control, image=rings[:1]), batch=3)
+    assert (together[:1] - same[:1]).abs().max() < 1e-2  # of latents around 50: batches round otherwise
+    assert (together[1:] - same[1:]).abs().amax(dim=(1, 2, 3)).min() > 1
+
+
+def test_a_hint_of_another_size_and_an_odd_latent(models, control):
+    out = draw(models, apply(models, control, image=ring(size=200)), size=(17, 13))
+    assert out.shape == (1, 4, 17, 13) and torch.isfinite(out).all()
+
+
+def test_without_a_vae_the_host_says_so(models, control):
+    with pytest.raises(ValueError, match="(?i)needs a VAE"):
+        draw(models, apply(models, control, vae=False))
+
+
+def test_the_wrong_base_is_named(models, host_nodes, tmp_path):
+    from safetensors import safe_open
+
+    with safe_open(CONTROL, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(CONTROL), tmp_path / "alpha.safetensors", metadata | {"pixart.family": "alpha"})
+    wrong = host_nodes[0].load_control(str(tmp_path / "alpha.safetensors"))
+    with pytest.raises(ValueError, match="alpha.safetensors is for PixArt-α.*pixart-demo-sigma.safetensors is PixArt-Σ"):
+        draw(models, apply(models, wrong))
+    assert torch.isfinite(draw(models)).all()  # and the next prompt works
+
+
+def test_a_lora_on_the_base_reaches_the_block_that_the_controlnet_sees(models, control):
+    model = models[0].clone()
+    weight = models[0].model.diffusion_model.blocks[0].mlp.fc2.weight
+    model.add_patches({"diffusion_model.blocks.0.mlp.fc2.weight": (torch.full_like(weight, 0.02),)}, 1.0)
+    plain, patched = draw(models, apply(models, control)), draw(models, apply(models, control), model=model)
+    assert not torch.allclose(plain, patched, atol=1e-4)
+    assert torch.equal(draw(models, apply(models, control)), plain)
+
+
+SHEETS = ROOT / "output" / "test-pictures"
+PICTURE_SEED = 20240308
+FAR = {"left": (0.72, 0.5), "right": (0.28, 0.5), "top": (0.5, 0.72), "bottom": (0.5, 0.28), "center": (0.28, 0.72)}
+"""Where the edges stand, as shares of the picture: far from the place that the prompt names."""
+
+
+def contradicting_scenes(count: int):
+    """Scenes as prompts tell them, and placements of the same shapes elsewhere."""
+    import random
+
+    from pixart.training.demo.captions import random_scene
+    from pixart.training.demo.drawing import RADIUS, RGB, Placement
+
+    rng = random.Random(PICTURE_SEED)
+    scenes = [random_scene(rng) for _ in range(count)]
+    placements = []
+    for scene in scenes:
+        x, y = (128 * (share + rng.uniform(-0.04, 0.04)) for share in FAR[scene.position])
+        placements.append(Placement(scene.shape, x, y, 128 * RADIUS[scene.size], RGB["white"], RGB["black"]))
+    return scenes, placements
+
+
+def overlap(picture: torch.Tensor, silhouette: torch.Tensor) -> float:
+    """Intersection over union of what is not background in a picture (3, H, W) and a mask (H, W)."""
+    border = torch.cat([picture[:, :2].flatten(1), picture[:, -2:].flatten(1)], 1)
+    distance = (picture - border.median(dim=1).values[:, None, None]).pow(2).sum(0).sqrt()
+    shape = distance > max(0.15, distance.max().item() * 0.5)
+    return ((shape & silhouette).sum() / (shape | silhouette).sum()).item()
+
+
+def test_the_shape_stands_where_its_edges_are(models, control, host_version):
+    """40 prompts on the newest host, 8 on the others, each with the edges of its shape at another place than it names.
+
+    Right with ControlNet: the shape overlaps the edges' inside by 0.6 or more (intersection over union), and shape
+    colour and background are the prompt's. Without it the shape stands where the prompt says.
+    """
+    import comfy.sample
+    from torchvision.utils import make_grid, save_image
+
+    from pixart.training.demo.drawing import draw as draw_pictures
+    from pixart.training.demo.judge import mistakes
+    from pixart.training.hints import edges
+
+    count, needed = (40, 36) if host_version >= (0, 33) else (8, 7)
+    scenes, placements = contradicting_scenes(count)
+    pictures = draw_pictures(placements, 128, 128)
+    silhouettes, hints = pictures[:, 0] > 0.5, edges(pictures)
+    model, clip, vae = models
+    drawn = {True: [], False: []}
+    for i, scene in enumerate(scenes):
+        latent = torch.zeros(1, 4, 16, 16)
+        noise = comfy.sample.prepare_noise(latent, PICTURE_SEED + i)
+        for controlled in drawn:
+            positive, negative = encode(clip, scene.caption()), encode(clip, "")
+            if controlled:
+                positive, negative = apply(models, control, image=hints[i : i + 1].movedim(1, -1))(positive, negative)
+            samples = comfy.sample.sample(
+                model, noise, 20, CFG, "dpmpp_2m", "normal", positive, negative, latent, seed=PICTURE_SEED + i
+            )
+            drawn[controlled].append(vae.decode(samples)[0].movedim(-1, 0).clamp(0, 1))
+    SHEETS.mkdir(parents=True, exist_ok=True)
+    rows = torch.cat([torch.stack([h, a, b]) for h, a, b in zip(hints, drawn[True], drawn[False], strict=True)])
+    save_image(make_grid(rows, nrow=12), SHEETS / f"controlnet-{'.'.join(map(str, host_version))}.png")
+
+    def follows(scene, picture, names) -> bool:
+        return not [name for name in mistakes(scene, picture) if name in names]
+
+    where = [overlap(p, s) for p, s in zip(drawn[True], silhouettes, strict=True)]
+    coloured = [follows(s, p, ("colour", "background")) for s, p in zip(scenes, drawn[True], strict=True)]
+    right = sum(iou >= 0.6 and fine for iou, fine in zip(where, coloured, strict=True))
+    free = sum(follows(s, p, ("position",)) for s, p in zip(scenes, drawn[False], strict=True))
+    print(f"with ControlNet {right} of {count} right, mean overlap {sum(where) / count:.3f}; colours {sum(coloured)}")
+    print(f"without it {free} of {count} stand where the prompt says")
+    assert right >= needed, [f"{s.caption()}: {iou:.2f}" for s, iou in zip(scenes, where, strict=True) if iou < 0.6]
+    assert free >= needed

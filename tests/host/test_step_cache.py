@@ -1,0 +1,180 @@
+"""What a sampling run remembers: exact savings that change nothing, caches that change a little, and no trace after."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pixart.checkpoint import config_metadata
+from pixart.config import PixArtConfig
+from pixart.training.initialise import initialise
+from pixart.transformer import PixArtTransformer
+
+CONFIG = PixArtConfig(
+    hidden_size=144, depth=4, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
+)
+
+
+@pytest.fixture(scope="module")
+def model(pack, tmp_path_factory):
+    torch.manual_seed(0)
+    transformer = initialise(PixArtTransformer(CONFIG))
+    with torch.no_grad():
+        for value in (*transformer.parameters(), *transformer.buffers()):
+            if not value.any():
+                value.normal_(std=0.05)
+    path = tmp_path_factory.mktemp("cache") / "m.safetensors"
+    save_file(transformer.state_dict(), path, metadata=config_metadata(CONFIG))
+    return import_module(f"{pack.__name__}.nodes.host.model").load_model(str(path))
+
+
+def caption(tokens: int, seed: int) -> list:
+    return [[torch.randn(1, tokens, 64, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+def sample(patcher, positive=None, steps=8, batch=1, callback=None) -> torch.Tensor:
+    import comfy.sample
+
+    noise = torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    positive = caption(9, 1) if positive is None else positive
+    return comfy.sample.sample(
+        patcher, noise, steps, 4.5, "dpmpp_2m", "normal", positive, caption(2, 2), torch.zeros_like(noise), seed=3,
+        callback=callback, disable_pbar=True,
+    )  # fmt: skip
+
+
+def without_memory(patcher):
+    clone = patcher.clone()
+    clone.remove_wrappers_with_key("outer_sample", "pixart_run")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def cached(pack):
+    host = import_module(f"{pack.__name__}.nodes.host.step_cache")
+    settings = import_module(f"{pack.__name__}.pixart.caching").CacheSettings
+
+    def add(patcher, method: str, start: float = 0.0, end: float = 1.0, **more):
+        return host.add_step_cache(patcher, settings(method, **more), start, end)
+
+    return add
+
+
+def count(patcher) -> list[int]:
+    """The block indices that are computed from now on."""
+    seen = []
+    for index, block in enumerate(patcher.model.diffusion_model.blocks):
+        block.register_forward_hook(lambda *_, index=index: seen.append(index))
+    return seen
+
+
+def test_keys_of_a_caption_are_computed_once_a_run_and_change_nothing(model):
+    calls = []
+    layer = model.model.diffusion_model.blocks[0].cross_attn.kv_linear
+    handle = layer.register_forward_hook(lambda *_: calls.append(1))
+    remembered = sample(model)
+    assert len(calls) == 1
+    plain = sample(without_memory(model))
+    handle.remove()
+    assert len(calls) == 1 + 8
+    assert (remembered - plain).abs().max() <= 1e-4
+    other = sample(model, caption(9, 7))
+    assert (other - remembered).abs().max() > 1e-2
+    assert (other - sample(without_memory(model), caption(9, 7))).abs().max() <= 1e-4
+
+
+def test_a_lora_whose_strength_changes_within_a_run_is_obeyed(model):
+    import comfy.hooks
+
+    down, up = torch.randn(2, 144) * 0.5, torch.randn(288, 2) * 0.5
+    lora = {
+        "lora_unet_blocks_1_cross_attn_kv_linear.lora_down.weight": down,
+        "lora_unet_blocks_1_cross_attn_kv_linear.lora_up.weight": up,
+    }
+
+    def hooked() -> list:
+        group = comfy.hooks.create_hook_lora(lora, 1.0, 1.0)
+        frames = comfy.hooks.HookKeyframeGroup()
+        frames.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.0))
+        frames.add(comfy.hooks.HookKeyframe(strength=0.0, start_percent=0.5))
+        group.set_keyframes_on_hooks(frames)
+        positive = comfy.hooks.set_hooks_for_conditioning(caption(9, 1), hooks=group)
+        return positive
+
+    scheduled = sample(model, hooked())
+    assert (scheduled - sample(without_memory(model), hooked())).abs().max() <= 1e-4
+    assert (scheduled - sample(model)).abs().max() > 1e-3
+
+
+def test_a_changed_caption_inside_the_model_is_not_mistaken_for_the_remembered_one(model):
+    from comfy.patcher_extension import WrappersMP
+
+    def halve(executor, x, timesteps, context, *args, **kwargs):
+        return executor(x, timesteps, context * 0.5, *args, **kwargs)
+
+    changed = model.clone()
+    changed.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", halve)
+    assert (sample(changed) - sample(without_memory(changed))).abs().max() <= 1e-4
+    assert (sample(changed) - sample(model)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["gentle", "balanced", "fast", "schedule", "threshold", "tgate"])
+def test_every_method_saves_work_changes_little_and_leaves_no_trace(method, model, cached):
+    plain = sample(model, batch=2)
+    fast = cached(model, method, threshold=1.0)
+    seen = count(model)
+    rows = []
+    handle = model.model.diffusion_model.register_forward_hook(lambda _, args, out: rows.append(out.shape[0]))
+    drawn = sample(fast, batch=2)
+    handle.remove()
+    for block in model.model.diffusion_model.blocks:
+        block._forward_hooks.clear()
+    if method == "tgate":
+        assert rows == [4] * 4 + [2] * 4  # guidance ends at the gate
+    else:
+        assert len(seen) < 0.8 * 4 * 8
+    error = (drawn - plain).pow(2).mean().sqrt() / plain.pow(2).mean().sqrt()
+    assert 1e-6 < error < 0.5
+    assert torch.equal(drawn, sample(fast, batch=2))
+    assert torch.equal(plain, sample(model, batch=2))
+
+
+def test_an_interrupted_run_leaves_no_trace(model, cached):
+    class Stop(Exception):
+        pass
+
+    def stop(step, *_):
+        if step == 3:
+            raise Stop
+
+    before = sample(model)
+    fast = cached(model, "balanced")
+    first = sample(fast)
+    with pytest.raises(Stop):
+        sample(fast, callback=stop)
+    assert torch.equal(first, sample(fast))
+    assert torch.equal(before, sample(model))
+    options = fast.model_options["transformer_options"]
+    assert "pixart_cache" not in options and "pixart_run" not in options
+
+
+def test_nothing_is_cached_outside_of_the_window(model, cached):
+    assert torch.equal(sample(model), sample(cached(model, "schedule", start=1.0)))
+
+
+def test_a_copy_for_another_card_draws_the_same(model):
+    if not hasattr(model, "deepclone_multigpu"):
+        pytest.skip("this ComfyUI has no multi-GPU copies")
+    copy = model.deepclone_multigpu(torch.device("cpu"))
+    assert copy.model is not model.model
+    assert torch.equal(sample(model), sample(copy))
+
+
+def test_impossible_settings_are_refused_in_words(model, cached):
+    with pytest.raises(ValueError, match="start_percent is 0.8 and end_percent 0.2"):
+        cached(model, "schedule", start=0.8, end=0.2)
+    with pytest.raises(ValueError, match="first_blocks is 0, but the method threshold"):
+        cached(model, "threshold", first=0)

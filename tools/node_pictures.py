@@ -1,0 +1,63 @@
+"""``python tools/node_pictures.py http://127.0.0.1:8188``: a picture of every node, for the help pages.
+
+Opens a running ComfyUI in a Chromium (see tools/test.py), puts each node of the pack on an empty canvas, and writes
+js/docs/<id>/node.png. Help pages show it as ``![name](<id>/node.png)``: the front end resolves that from js/docs/.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from tools.environment import ROOT, say
+from tools.test import find_browser
+
+READY = "() => window.app?.vueAppReady && window.app.extensionManager?.workflow?.activeWorkflow"
+PLACE = """type => {
+    app.graph.clear();
+    const node = LiteGraph.createNode(type);
+    node.pos = [300, 200];
+    app.graph.add(node);
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [0, 0];
+    app.canvas.setDirty(true, true);
+    const box = app.canvas.canvas.getBoundingClientRect();
+    const models = {ckpt_name: "pixart-demo-sigma.safetensors", t5_name: "pixart-demo-t5.safetensors"};
+    for (const widget of node.widgets ?? []) {
+        if (widget.name in models) { widget.value = models[widget.name]; widget.callback?.(widget.value); }
+    }
+    return {x: box.x + 284, y: box.y + 154, width: node.size[0] + 32, height: node.size[1] + 62};
+}"""
+
+
+def main() -> int:
+    address, *wanted = sys.argv[1:]
+    nodes = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_context(viewport={"width": 1200, "height": 1000}).new_page()
+        for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en",
+                            "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}.items():  # fmt: skip
+            page.request.post(f"{address}/settings/{name}", data=json.dumps(value))
+        page.goto(address, timeout=180_000)
+        page.wait_for_function(READY, timeout=180_000)
+        for node_id in wanted or nodes:
+            clip = page.evaluate(PLACE, node_id)
+            page.wait_for_timeout(1200)
+            picture = Image.open(io.BytesIO(page.screenshot(clip=clip)))
+            target = ROOT / "js" / "docs" / node_id / "node.png"
+            picture.convert("RGB").quantize(64).save(target, optimize=True)
+            say(f"{target.relative_to(ROOT)}: {target.stat().st_size} bytes")
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
