@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ FILE = "pixart-demo-sigma-kv.safetensors"
 RATIO, FIRST_BLOCK, LAST_BLOCK = 2, 2, 4
 """The deeper blocks, as in PixArt-Σ: there 14 to 27 of 28, here 2 to 4 of 5."""
 
-KV_PHASE = Phase(800, ((0.7, (NATIVE,)), (0.1, WIDE), (0.2, LARGE)), 2048, layout=0.5)
-LEARNING_RATE = 6e-4
+KV_PHASE = Phase(300, ((0.7, (NATIVE,)), (0.1, WIDE), (0.2, LARGE)), 768, layout=0.5)
+LEARNING_RATE = 1e-3
 
 
 class KVTask(DiffusionTask):
@@ -38,12 +39,14 @@ class KVTask(DiffusionTask):
         self.dense = PixArtTransformer(CONFIG)
         self.dense.load_state_dict(average_of(read_state(self.out, STAGES[-1])))
         self.dense.eval().requires_grad_(False)
-        return graft(self.dense, FILE = "pixart-demo-sigma-kv.safetensors"
-
-RATIO, FIRST_BLOCK, LAST_BLOCK)
+        return graft(self.dense, RATIO, FIRST_BLOCK, LAST_BLOCK)
 
     def phase(self, index: int) -> Phase:
         return KV_PHASE
+
+    def learning_rate_factor(self, index: int) -> float:
+        """Warm up over 20 steps, and come down along a cosine."""
+        return min(1.0, (index + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * index / self.steps)))
 
     @torch.no_grad()
     def target(self, noise, noisy, t, caption, mask, conditions: dict) -> torch.Tensor:
@@ -58,9 +61,7 @@ def train(out: Path, seed: int, steps: int) -> None:
 
 def export(out: Path, demo: Path) -> Path:
     """Write the tuned average model to ``demo``, beside the files that ``pixart.training.demo.export`` wrote there."""
-    model = graft(PixArtTransformer(CONFIG), FILE = "pixart-demo-sigma-kv.safetensors"
-
-RATIO, FIRST_BLOCK, LAST_BLOCK)
+    model = graft(PixArtTransformer(CONFIG), RATIO, FIRST_BLOCK, LAST_BLOCK)
     model.load_state_dict(average_of(read_state(out, KVTask.name)))
     metadata = transformer_metadata(model.config) | mark_t5(open_t5(demo / ENCODER)).metadata(CHECKPOINT_PREFIX)
     metadata["modelspec.title"] = "PixArt demo with KV compression"
