@@ -51,6 +51,16 @@ def outlines_run(out, stop=STEPS):
     return task, Resumable(task, out / "outlines.state.pt"), stop
 
 
+def polish_run(out, stop=STEPS):
+    task = outlines.PolishTask(out, SEED, STEPS)
+    return task, Resumable(task, out / "polish.state.pt"), stop
+
+
+def practice_run(out, stop=STEPS):
+    task = outlines.PracticeTask(out, SEED, STEPS)
+    return task, Resumable(task, out / "practice.state.pt"), stop
+
+
 STAGES = {
     "text": text_run,
     "autoencoder-encoder": lambda out, stop=STEPS: autoencoder_run("encoder", out, stop),
@@ -58,12 +68,16 @@ STAGES = {
     "autoencoder-sharpen": sharpen_run,
     "diffusion": diffusion_run,
     "outlines": outlines_run,
+    "polish": polish_run,
+    "practice": practice_run,
 }
 
 NEEDS = {
     "autoencoder-sharpen": ("autoencoder-decoder.state.pt",),
     "diffusion": ("tokenizer.model", "text.state.pt"),
     "outlines": ("tokenizer.model", "text.state.pt", "diffusion.state.pt"),
+    "polish": ("tokenizer.model", "text.state.pt", "outlines.state.pt"),
+    "practice": ("tokenizer.model", "text.state.pt", "polish.state.pt"),
 }
 """Files of earlier stages that a stage starts from."""
 
@@ -80,7 +94,8 @@ def small_steps():
     phases = tuple(dataclasses.replace(phase, steps=1, tokens=256) for phase in diffusion.PHASES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusion, "PHASES", phases)
-        patch.setattr(outlines, "OUTLINE_PHASE", dataclasses.replace(outlines.OUTLINE_PHASE, tokens=256))
+        for phase in ("OUTLINE_PHASE", "POLISH_PHASE", "PRACTICE_PHASE"):
+            patch.setattr(outlines, phase, dataclasses.replace(getattr(outlines, phase), tokens=256))
         yield
 
 
@@ -103,7 +118,7 @@ def metadata(path):
 
 
 def test_exported_transformer_is_the_average_model(trained, exported):
-    task = trained[1]["outlines"]
+    task = trained[1]["practice"]
     model = load_transformer(exported[0] / export.TRANSFORMER, dtype=torch.float32, device="cpu")
     assert model.config == diffusion.CONFIG
     weights = model.state_dict()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-STAGES = ("text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "alpha", "kv", "restore")
+STAGES = (
+    "text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice", "alpha", "kv", "restore",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -36,6 +38,14 @@ def main() -> None:
         from . import outlines
 
         outlines.train(args.out, args.seed, args.steps or outlines.OUTLINE_PHASE.steps)
+    elif args.stage == "polish":
+        from . import outlines
+
+        outlines.polish(args.out, args.seed, args.steps or outlines.POLISH_PHASE.steps)
+    elif args.stage == "practice":
+        from . import outlines
+
+        outlines.practise(args.out, args.seed, args.steps or outlines.PRACTICE_PHASE.steps)
     elif args.stage == "restore":
         from . import restore
 

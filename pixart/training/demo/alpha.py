@@ -36,7 +36,7 @@ class AlphaTask(DiffusionTask):
     def first_model(self) -> PixArtTransformer:
         """Σ's average weights; silent embedders of size and ratio; α's null, a random draw that is never trained."""
         model = initialise(PixArtTransformer(ALPHA_CONFIG))
-        state = average_of(torch.load(self.out / "outlines.state.pt", weights_only=True))
+        state = average_of(torch.load(self.out / "practice.state.pt", weights_only=True))
         del state["y_embedder.y_embedding"]
         model.load_state_dict(state, strict=False)
         for embedder in (model.csize_embedder, model.ar_embedder):
@@ -69,6 +69,6 @@ class AlphaTask(DiffusionTask):
 
 
 def train(out: Path, seed: int, steps: int) -> None:
-    """Tune, or go on tuning; needs the finished outlines stage in ``out``."""
+    """Tune, or go on tuning; needs the finished practice stage in ``out``."""
     task = AlphaTask(out, seed, steps, learning_rate=4e-4)
     Resumable(task, out / "alpha.state.pt").run(steps, save_every=250, after_save=task.preview)

@@ -80,9 +80,9 @@ def paraphrase(scene: Scene, rng: random.Random) -> str:
     return text
 
 
-def random_caption(rng: random.Random) -> tuple[Scene, str]:
-    """A complete scene to draw, and a caption that tells all, most, or little of it."""
-    scene = random_scene(rng)
+def random_caption(rng: random.Random, scene: Scene | None = None) -> tuple[Scene, str]:
+    """A complete scene to draw, given or drawn by lot, and a caption that tells all, most, or little of it."""
+    scene = scene or random_scene(rng)
     draw = rng.random()
     if draw < 0.5:
         return scene, scene.caption()

@@ -142,7 +142,7 @@ class DiffusionTask:
         phase = self.phase(index)
         height, width = phase.size(self.rng)
         batch = max(1, round(phase.tokens * 256 / (height * width)))
-        scenes, captions = zip(*(random_caption(self.rng) for _ in range(batch)), strict=True)
+        scenes, captions = zip(*(self.scene_and_caption() for _ in range(batch)), strict=True)
         caption, mask = self.captions_or_null(list(captions))
         pictures, conditions = self.pictures(scenes, height, width)
         latents = teacher_latents(pictures) * self.contrast
@@ -168,6 +168,9 @@ class DiffusionTask:
     def target(self, noise, noisy, t, caption, mask, conditions: dict) -> torch.Tensor:
         """What the model is to predict."""
         return noise
+
+    def scene_and_caption(self) -> tuple[Scene, str]:
+        return random_caption(self.rng)
 
     def captions_or_null(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoded captions and their mask, one in ten replaced by the null caption."""

@@ -36,7 +36,7 @@ FIGURES = "training.json"
 LIMIT = 16 * 2**20
 """Bytes that the three files may take together."""
 
-STAGES = ("text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen", "diffusion", "outlines")
+STAGES = ("text", "autoencoder-encoder", "autoencoder-decoder", "autoencoder-sharpen", "diffusion", "outlines", "polish", "practice")
 
 LICENSE = "Apache-2.0"
 
@@ -76,7 +76,7 @@ def read_state(out: Path, stage: str) -> dict:
 
 def transformer_tensors(out: Path, config: PixArtConfig = CONFIG) -> Tensors:
     """The average model under PixArt's original names, with the position grid that released files carry."""
-    tensors = average_of(read_state(out, "outlines"))
+    tensors = average_of(read_state(out, "practice"))
     grid = position_grid(
         config.hidden_size, config.base_size, config.base_size, config.base_size, config.pe_interpolation
     )

@@ -41,6 +41,8 @@ def restore(out: Path, demo: Path) -> list[str]:
         "autoencoder-sharpen": decoder,
         "diffusion": average,
         "outlines": average,
+        "polish": average,
+        "practice": average,
     }
     if not (out / "tokenizer.model").exists():
         (out / "tokenizer.model").write_bytes(tokenizer)
