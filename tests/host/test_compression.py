@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from dataclasses import replace
 from importlib import import_module
@@ -21,7 +22,7 @@ from pixart.transformer import PixArtTransformer
 TINY = PixArtConfig(
     hidden_size=144, depth=4, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
 )
-NARROW = PixArtConfig(hidden_size=24, depth=2, num_heads=1, mlp_hidden_size=24, caption_channels=16, base_size=128)
+NARROW = PixArtConfig(hidden_size=24, depth=1, num_heads=1, mlp_hidden_size=24, caption_channels=16, base_size=128)
 WIDE = PixArtConfig(depth=2, caption_channels=64)
 """Two blocks of released width."""
 
@@ -152,7 +153,7 @@ def test_perturbed_attention_guidance_goes_with_compression(dense, compress):
 @pytest.mark.parametrize("base", BASES)
 def test_every_bin_of_every_table_is_sampled(base, load, compress):
     """All 233 sizes, 4:1 included, through the host's sampler; compressed, or 65 536 tokens would take minutes."""
-    model = compress(load(NARROW), "average", ratio=8 if base > 512 else 3, first_block=0)
+    model = compress(load(NARROW), "average", ratio=16 if base > 512 else 3, first_block=0, last_block=0)
     for entry in bins(base):
         size = (entry.height // 8, entry.width // 8)
         out = sample(model, size, steps=1, cfg=1.0, width=16)
@@ -165,7 +166,7 @@ def test_a_far_size_is_said_once_a_run_with_the_bin_that_fits(dense, caplog):
         assert not [r for r in caplog.records if "fits" in r.message]
         sample(dense, (32, 40))
     (line,) = [r.message for r in caplog.records if "fits" in r.message]
-    assert line.endswith("320 × 256 is 5 times the area for a checkpoint trained around 128 × 128; 144 × 112 fits.")
+    assert line.endswith("320 × 256 is 5 times the area for a checkpoint trained around 128 × 128; 128 × 112 fits.")
 
 
 def peak_of(call) -> int:
@@ -175,6 +176,7 @@ def peak_of(call) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
+    ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     call()
@@ -187,7 +189,7 @@ def wide(load):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize("pixels", [384, 512, 768])
+@pytest.mark.parametrize("pixels", [512, 640, 768])
 @pytest.mark.parametrize("is_compressed", [False, True], ids=["dense", "compressed"])
 def test_memory_required_is_what_a_forward_takes(pixels, is_compressed, wide, compress, pack):
     """Within a fifth, at released width, with the host's own choice of attention."""
