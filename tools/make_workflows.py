@@ -36,7 +36,8 @@ def widget_values(info: dict, given: dict) -> list:
         if not is_widget(spec):
             continue
         options = spec[1] if len(spec) > 1 else {}
-        values.append(given.get(name, options.get("default")))
+        value = given.get(name)
+        values.append(options.get("default") if value is None or isinstance(value, list) else value)
         if options.get("control_after_generate"):
             values.append("randomize")
     return values
@@ -72,9 +73,9 @@ def build(api: dict, object_info: dict, models: dict[str, list]) -> dict:
         info = object_info[source["class_type"]]
         specs = inputs_of(info)
         sockets = [
-            {"name": name, "type": spec[0], "link": None}
+            {"name": name, "type": spec[0], "link": None} | ({"widget": {"name": name}} if is_widget(spec) else {})
             for name, spec in specs.items()
-            if not is_widget(spec)
+            if not is_widget(spec) or isinstance(source["inputs"].get(name), list)
         ]
         outputs = [
             {"name": name, "type": kind, "links": [], "slot_index": i}
