@@ -48,19 +48,17 @@ def test_a_grafted_model_starts_as_the_untrained_convolution_on_the_dense_one(de
 
 def test_tuning_brings_it_nearer_to_the_dense_one_and_its_file_reads_back(dense, tmp_path):
     model = graft(dense, 2, 1, 2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-
-    def error(seed: int) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = dense(*inputs(seed))
-        return (model(*inputs(seed)) - wanted).pow(2).mean()
-
-    first = error(0).item()
-    for seed in range(1, 61):
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
+    with torch.no_grad():
+        wanted = dense(*inputs(0))
+    errors = []
+    for _ in range(30):
+        error = (model(*inputs(0)) - wanted).pow(2).mean()
+        errors.append(error.item())
         optimizer.zero_grad()
-        error(seed).backward()
+        error.backward()
         optimizer.step()
-    assert error(0).item() < first / 2
+    assert errors[-1] < errors[0] / 4
     assert not torch.equal(model.blocks[1].attn.sr.weight, torch.full((72, 1, 2, 2), 0.25))
 
     save_file(model.state_dict(), tmp_path / "kv.safetensors", metadata=config_metadata(model.config))
