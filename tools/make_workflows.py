@@ -61,8 +61,8 @@ def widget_values(info: dict, given: dict) -> list:
         if not is_widget(spec):
             continue
         options = spec[1] if len(spec) > 1 else {}
-        value = given.get(name, options.get("default"))
-        values.append(options.get("default", "") if isinstance(value, list) else value)
+        value = given.get(name)
+        values.append(options.get("default", "") if value is None or isinstance(value, list) else value)
         if options.get("control_after_generate"):
             values.append("randomize")
     return values
