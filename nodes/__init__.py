@@ -9,10 +9,10 @@ from . import (
     caption_files,
     captions,
     checkpoint,
-    dreambooth,
-    lora,
     compression,
     controlnet,
+    dreambooth,
+    lora,
     resolution,
     training,
 )

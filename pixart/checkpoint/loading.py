@@ -16,7 +16,7 @@ from .detect import AUTO, FAMILIES, config_metadata, detect_config
 from .files import Weights, read_config, read_weights, shard_note
 from .foreign import name_foreign
 from .fp8 import FLOAT8, METADATA, PACKED, dequantise, handed_on, is_companion, read_companions
-from .keys import DIFFUSERS, KeyPlan, OriginalState, list_names, plan_keys, split_block_name
+from .keys import DIFFUSERS, KeyPlan, OriginalState, list_names, plan_keys
 from .save import CONFIG_KEY, config_from_tensor
 
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8})

@@ -19,7 +19,7 @@ from pixart.training.controlnet import ControlTrainer
 from pixart.training.features import Features
 from pixart.training.hints import edges, hint_function, with_made_hints, with_read_hints
 from pixart.training.initialise import initialise
-from pixart.training.pictures import Example, read_folder
+from pixart.training.pictures import read_folder
 from pixart.training.settings import TrainSettings
 from pixart.training.trainer import LOG, make_accelerator
 from pixart.transformer import PixArtTransformer
