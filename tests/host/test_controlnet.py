@@ -158,27 +158,28 @@ def test_a_lora_on_the_base_reaches_the_block_that_the_controlnet_sees(models, c
     assert torch.equal(draw(models, apply(models, control)), plain)
 
 
-def test_with_kv_compression_and_a_lora(models, control, node_classes):
+def test_with_kv_compression_and_a_lora(models, control, pack):
     """Both nets of the pair heed the compression where it begins at block 0; from block 2 on the base does alone."""
-    compress = node_classes["PixArtKVCompression"].execute
+    compressed = import_module(f"{pack.__name__}.nodes.host.compression").compressed
+    kv_compression = import_module(f"{pack.__name__}.pixart.compression").KVCompression
     model = models[0].clone()
     weight = models[0].model.diffusion_model.blocks[0].mlp.fc2.weight
     model.add_patches({"diffusion_model.blocks.0.mlp.fc2.weight": (torch.full_like(weight, 0.02),)}, 1.0)
     applied = apply(models, control, image=ring(2))
     drawn = {"dense": draw(models, applied, batch=2, model=model)}
     for first in (0, 2):
-        compressed = compress(model, "average", 2, first, 27, 0).result[0]
-        drawn[first] = draw(models, applied, batch=2, model=compressed)
-        assert not torch.allclose(drawn[first], draw(models, batch=2, model=compressed), atol=1e-2)
+        fewer, _ = compressed(model, kv_compression("average", 2, first, 27))
+        drawn[first] = draw(models, applied, batch=2, model=fewer)
+        assert not torch.allclose(drawn[first], draw(models, batch=2, model=fewer), atol=1e-2)
     assert all(torch.isfinite(latents).all() for latents in drawn.values())
     assert not torch.allclose(drawn["dense"], drawn[2], atol=1e-3) and not torch.allclose(drawn[0], drawn[2], atol=1e-3)
     assert torch.equal(draw(models, applied, batch=2, model=model), drawn["dense"])
 
 
-def test_compression_reaches_the_copies_from_block_0_on(models, control, host_nodes, monkeypatch):
+def test_compression_reaches_the_copies_from_block_0_on(models, control, pack):
     from dataclasses import replace
 
-    compression = import_module(f"{host_nodes[0].__package__.rpartition('.nodes')[0]}.pixart.compression")
+    compression = import_module(f"{pack.__name__}.pixart.compression")
     chosen = compression.KVCompression("average", 2, 0, 27)
     network, base = control.control_model, models[0].model.diffusion_model
     arguments = (torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 5, 128))
