@@ -2,8 +2,8 @@
 
     python benchmarks/controlnet.py --pixels 512 --depth 6 --copied 3
 
-Prints the median times, their ratio, and the ratio that the arithmetic allows, (copied + 1 + depth) / depth: the copies,
-and the base's first block, which runs a second time. Embedders and the final layer are in both.
+Prints the median times, their ratio, and the ratio that the arithmetic allows, (copied + 1 + depth) / depth: the
+copies, and the base's first block, which runs a second time. Embedders and the final layer are in both.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ def main() -> None:
     without, with_control = zip(*((timed(plain), timed(controlled)) for _ in range(args.runs)), strict=True)
     ratio = statistics.median(b / a for a, b in zip(without, with_control, strict=True))
     allowed = (args.copied + 1) / args.depth
-    print(f"{args.pixels} × {args.pixels}, batch {args.batch}, {args.depth} blocks, {args.copied} copied, {args.runs} runs")
+    print(f"{args.pixels} × {args.pixels}, batch {args.batch}, {args.depth} blocks, {args.copied} copied, ", end="")
+    print(f"{args.runs} runs")
     print(f"without {statistics.median(without):.3f} s, with {statistics.median(with_control):.3f} s")
-    print(f"extra cost {ratio - 1:.3f}; copied blocks + 1 over depth is {allowed:.3f}, and 5 % more {allowed + 0.05:.3f}")
+    print(f"extra cost {ratio - 1:.3f}; copied blocks + 1 over depth is {allowed:.3f}, ", end="")
+    print(f"and 5 % more {allowed + 0.05:.3f}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ class PixArtLoadControlNet(io.ComfyNode):
             node_id="PixArtLoadControlNet",
             display_name="PixArt Load ControlNet",
             category="PixArt/loaders",
-            description="Loads a ControlNet for PixArt: original .pth files, diffusers' adapters, or files trained with "
-            "this pack. Use it with ComfyUI's “Apply ControlNet”, and connect the VAE there.",
+            description="Loads a ControlNet for PixArt: original .pth files, diffusers' adapters, or files trained "
+            "with this pack. Use it with ComfyUI's “Apply ControlNet”, and connect the VAE there.",
             search_aliases=["pixart controlnet", "controlnet loader", "hed", "canny", "edges", "pixart delta"],
             inputs=[
                 io.Combo.Input(

@@ -113,7 +113,7 @@ class CopiedBlock(nn.Module):
 class PixArtControlNet(nn.Module):
     """The copies under the original code's names: ``controlnet.{i}.copied_block``, ``before_proj``, ``after_proj``.
 
-    Parameters are created uninitialised: load a state dict, or see ``pixart.training.controlnet``.
+    Parameters are created uninitialised: load a state dict, or see ``pixart.training.initialise_controlnet``.
     """
 
     def __init__(

@@ -22,7 +22,10 @@ PASSED_ON = (COMPRESSION, "optimized_attention_override")
 """Of the base's options, what the copied blocks heed too. Patches of blocks and attention are the base's alone: some
 count their calls."""
 
-EXTRA_CONDS = ["caption_mask", "c_size", "c_ar"]
+MASK, OTHER_CAPTION = "caption_mask", "crossattn_controlnet"
+"""The base's mask of its caption, and the host's name for a caption that ControlNets get in place of the base's."""
+
+EXTRA_CONDS = [MASK, "c_size", "c_ar"]
 
 
 class ControlModel(PixArtControlNet):
@@ -63,6 +66,8 @@ class PixArtControl(comfy.controlnet.ControlNet):
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
         self.set_extra_arg(OPTIONS, {key: transformer_options[key] for key in PASSED_ON if key in transformer_options})
+        if OTHER_CAPTION in cond:  # a caption that the host repeats instead of padding it; the mask is not its own
+            cond = {key: value for key, value in cond.items() if key != MASK}
         return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
 
     def cleanup(self):
@@ -88,9 +93,8 @@ def load_control(path: str) -> PixArtControl:
     if not management.is_device_cpu(device):
         parameters = sum(tensor.nelement() for tensor in file.state_dict.values())
         dtype = management.unet_dtype(model_params=parameters, weight_dtype=stored)
-    network = ControlModel(
-        file.config, attention=host_attention, dtype=dtype, device=torch.device("meta"), operations=comfy.ops.manual_cast
-    )
+    meta, operations = torch.device("meta"), comfy.ops.manual_cast
+    network = ControlModel(file.config, attention=host_attention, dtype=dtype, device=meta, operations=operations)
     network.load_state_dict({name: keep(tensor, dtype) for name, tensor in file.state_dict.items()}, assign=True)
     network = network.eval().requires_grad_(False)
     is_sigma = file.config.family == SIGMA

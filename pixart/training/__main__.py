@@ -6,6 +6,11 @@ One process as above; several, also on several machines, with the same result fo
 
     accelerate launch -m pixart.training --pictures photos …
 
+A ControlNet is trained on many pictures with captions, and on hints that a function makes of them or that lie in a
+folder under the same names:
+
+    python -m pixart.training --method controlnet --hint edges --pictures photos --out run
+
 Stopped in any way, the same command goes on from the last saved state. Captions may also lie in text files beside the
 pictures, of the same name.
 """
@@ -16,21 +21,23 @@ import argparse
 import logging
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from ..__main__ import DEMO, fail
-from .settings import METHODS, PRECISIONS, SCHEDULES, TARGETS, TrainSettings
+from .settings import CONTROLNET, METHODS, PRECISIONS, SCHEDULES, TARGETS, TrainSettings
 
 CHOICES = {"method": METHODS, "schedule": SCHEDULES, "precision": PRECISIONS, "targets": tuple(TARGETS)}
 
 HELP = {
-    "method": "lora, or full: all weights",
+    "method": "lora, full: all weights, or controlnet",
     "steps": "updates of the weights",
     "batch_size": "pictures of the concept in an update, over all processes",
     "accumulation": "forwards that an update is split into",
     "warmup": "updates over which the learning rate rises",
     "alpha": "strength of a LoRA's update over its rank; 0 takes the rank",
     "targets": "layers that get a LoRA",
+    "copied_blocks": "of a ControlNet; 0: half of the checkpoint's",
     "caption_dropout": "share of captions left out",
     "prior_weight": "what class pictures count",
     "min_snr": "gamma of min-SNR weighting; 0: plain loss",
@@ -41,6 +48,8 @@ HELP = {
     "save_every": "updates between saved states; 0: at the end only",
     "preview_every": "updates between previews; 0: at the end only",
 }
+
+HINT_HELP = "what makes a ControlNet's hints: edges, or a function of yours as package.module:function"
 
 SAVE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -60,8 +69,11 @@ def parser() -> argparse.ArgumentParser:
         "--class-count", type=int, default=0, metavar="N", help="let the model draw so many class pictures beforehand"
     )
     p.add_argument("--class-batch", type=int, default=1, metavar="N", help="how many it draws at once (default: 1)")
+    hint = p.add_mutually_exclusive_group()
+    hint.add_argument("--hint", default="", metavar="NAME", help=HINT_HELP)
+    hint.add_argument("--hints", type=Path, metavar="DIR", help="hints, under the names of the pictures")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for state, previews and the result")
-    p.add_argument("--name", default="pixart-lora", help="of the trained file (default: %(default)s)")
+    p.add_argument("--name", default="", help="of the trained file (default: pixart-lora, or pixart-controlnet)")
     p.add_argument("--preview", action="append", default=[], metavar="PROMPT", help="draw this; may be repeated")
     p.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors", metavar="FILE")
     p.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors", metavar="FILE")
@@ -96,11 +108,25 @@ def examples_of(args: argparse.Namespace) -> list:
     return found
 
 
+def hinted(args: argparse.Namespace, examples: list, resolution: int) -> list:
+    """The pictures with their hints. Raises ValueError as ``pixart.training.hints`` does, and for options apart."""
+    from .hints import hint_function, with_made_hints, with_read_hints
+
+    if args.class_pictures or args.class_count:
+        raise ValueError("A ControlNet leaves the model as it is: --class-pictures and --class-count are not for it.")
+    if args.hints:
+        return with_read_hints(examples, args.hints)
+    if not args.hint:
+        raise ValueError("--method controlnet needs --hint, such as --hint edges, or --hints, a folder of hints.")
+    return with_made_hints(examples, hint_function(args.hint), resolution)
+
+
 def train(args: argparse.Namespace) -> Path:
     """Prepare, train, and return the trained file."""
     import torch
 
     from ..checkpoint import open_checkpoint
+    from .controlnet import ControlTrainer
     from .pictures import concerns
     from .sources import Sources, draw_class_pictures, prepare
     from .trainer import Trainer, make_accelerator
@@ -125,23 +151,29 @@ def train(args: argparse.Namespace) -> Path:
             )
         accelerator.wait_for_everyone()
     examples = examples_of(args)
-    if accelerator.is_main_process:
+    resolution = settings.resolution or sources.checkpoint.config.native_pixels
+    is_control = settings.method == CONTROLNET
+    if is_control:
+        examples = hinted(args, examples, resolution)
+    elif args.hint or args.hints:
+        raise ValueError("--hint and --hints are for --method controlnet.")
+    elif accelerator.is_main_process:
         for concern in concerns(examples, args.trigger):
             sys.stderr.write(f"pixart: {concern}\n")
-    resolution = settings.resolution or sources.checkpoint.config.native_pixels
     features = prepare(sources, examples, args.preview, resolution, args.out, accelerator)
     data = [
         file_sha(sources.checkpoint),
         sources.identity(examples, (), resolution),
     ]
-    trainer = Trainer(
+    kind = partial(ControlTrainer, hint=args.hint) if is_control else Trainer
+    trainer = kind(
         sources.checkpoint,
         features,
         settings,
         args.out,
         settings.identity(data),
         accelerator=accelerator,
-        name=args.name,
+        name=args.name or ("pixart-controlnet" if is_control else "pixart-lora"),
         trigger=args.trigger,
         save_dtype=getattr(torch, SAVE_DTYPES[args.save_dtype]),
     )

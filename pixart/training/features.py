@@ -29,6 +29,7 @@ class Features:
 
     caption_of: the index in ``captions`` of each example; prior: which examples show the class.
     null: index of the empty text. previews: indices of the texts that are drawn while training.
+    hints: latents of the examples' control pictures, where a ControlNet is trained.
     """
 
     latents: tuple[torch.Tensor, ...]
@@ -37,6 +38,7 @@ class Features:
     prior: tuple[bool, ...]
     null: int
     previews: tuple[int, ...]
+    hints: tuple[torch.Tensor, ...] = ()
 
     def indices(self, prior: bool) -> list[int]:
         """The examples of the concept, or those of the class."""
@@ -62,15 +64,20 @@ def compute(
     texts = texts_of(examples, previews)
     captions = encode_all(encode_text(), texts)
     gc.collect()
-    latents = tuple(encode_picture(fit(example.picture, resolution)).float().cpu() for example in examples)
-    return assemble(examples, previews, captions, latents)
+    pictures, hints = [example.picture for example in examples], hints_of(examples)
+    latents, hints = ([encode_picture(fit(p, resolution)).float().cpu() for p in some] for some in (pictures, hints))
+    return assemble(examples, previews, captions, latents, hints)
+
+
+def hints_of(examples: Sequence[Example]) -> list[torch.Tensor]:
+    return [example.hint for example in examples if example.hint is not None]
 
 
 def encode_all(encode: EncodeText, texts: Sequence[str]) -> tuple[torch.Tensor, ...]:
     return tuple(encode(text).float().cpu() for text in texts)
 
 
-def assemble(examples, previews, captions, latents) -> Features:
+def assemble(examples, previews, captions, latents, hints) -> Features:
     texts = texts_of(examples, previews)
     return Features(
         latents=tuple(latents),
@@ -79,6 +86,7 @@ def assemble(examples, previews, captions, latents) -> Features:
         prior=tuple(example.prior for example in examples),
         null=texts.index(""),
         previews=tuple(texts.index(text) for text in previews),
+        hints=tuple(hints),
     )
 
 
@@ -86,6 +94,7 @@ def save(features: Features, path: Path, identity: str) -> None:
     """Write them as safetensors, whole or not at all."""
     tensors = {f"latent.{i}": t.contiguous() for i, t in enumerate(features.latents)}
     tensors |= {f"caption.{i}": t.contiguous() for i, t in enumerate(features.captions)}
+    tensors |= {f"hint.{i}": t.contiguous() for i, t in enumerate(features.hints)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, {IDENTITY: identity})
@@ -102,6 +111,7 @@ def load(path: Path, identity: str, examples: Sequence[Example], previews: Seque
                 return None
             captions = [file.get_tensor(f"caption.{i}") for i in range(len(texts_of(examples, previews)))]
             latents = [file.get_tensor(f"latent.{i}") for i in range(len(examples))]
+            hints = [file.get_tensor(f"hint.{i}") for i in range(len(hints_of(examples)))]
     except SafetensorError:
         return None  # cut short by a kill; it is computed anew
-    return assemble(examples, previews, captions, latents)
+    return assemble(examples, previews, captions, latents, hints)

@@ -21,13 +21,15 @@ class Example:
     """One picture to learn from.
 
     picture: (3, H, W), float32 in [0, 1]; caption: what it shows; source: its file or place, for messages;
-    prior: it shows the class in general, so that the class is not forgotten.
+    prior: it shows the class in general, so that the class is not forgotten; hint: the control picture that a
+    ControlNet is to draw it by, of the same size.
     """
 
     picture: torch.Tensor
     caption: str
     source: str
     prior: bool = False
+    hint: torch.Tensor | None = None
 
     def __post_init__(self):
         if not self.caption.strip():
@@ -39,6 +41,11 @@ class Example:
             raise ValueError(f"{self.source} has shape {list(self.picture.shape)}, where a picture has 3 × H × W.")
         if not torch.isfinite(self.picture).all():
             raise ValueError(f"{self.source} holds NaN or infinity: make the picture again.")
+        if self.hint is not None and self.hint.shape != self.picture.shape:
+            raise ValueError(
+                f"{self.source} has shape {list(self.picture.shape)} and its hint {list(self.hint.shape)}: both must "
+                "be of one size."
+            )
         height, width = self.picture.shape[1:]
         if max(height, width) > WIDEST * min(height, width):
             raise ValueError(
@@ -47,10 +54,15 @@ class Example:
             )
 
     def digest(self) -> str:
-        """Equal for the same pixels, caption and part in the training."""
-        pixels = (self.picture * 255).round().to(torch.uint8).contiguous().numpy().tobytes()
-        told = f"{self.caption}|{self.prior}|{tuple(self.picture.shape)}|".encode()
-        return hashlib.sha256(told + pixels).hexdigest()
+        """Equal for the same pixels, caption, control picture and part in the training."""
+        told = f"{self.caption}|{self.prior}|{tuple(self.picture.shape)}|".encode() + pixels(self.picture)
+        if self.hint is not None:
+            told += pixels(self.hint)
+        return hashlib.sha256(told).hexdigest()
+
+
+def pixels(picture: torch.Tensor) -> bytes:
+    return (picture * 255).round().to(torch.uint8).contiguous().numpy().tobytes()
 
 
 def read_folder(folder: str | Path, caption: str = "", prior: bool = False) -> list[Example]:
@@ -94,8 +106,8 @@ def read_picture(file: Path) -> torch.Tensor:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).split("\n", 1)[0][:120]
         raise ValueError(f"{file} is no picture that can be read ({reason}). Replace it or take it away.") from error
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.view(picture.height, picture.width, 3).movedim(-1, 0).float() / 255
+    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return values.view(picture.height, picture.width, 3).movedim(-1, 0).float() / 255
 
 
 def fit(picture: torch.Tensor, resolution: int) -> torch.Tensor:

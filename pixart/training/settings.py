@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-LORA, FULL = "lora", "full"
-METHODS = (LORA, FULL)
+LORA, FULL, CONTROLNET = "lora", "full", "controlnet"
+METHODS = (LORA, FULL, CONTROLNET)
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("fp32", "bf16")
 
@@ -32,11 +32,12 @@ TARGETS = {
 class TrainSettings:
     """One training run. Raises ValueError, naming the setting, for a value that makes no sense.
 
-    method: "lora", or "full" for all weights (DreamBooth).
+    method: "lora", "full" for all weights (DreamBooth), or "controlnet".
     batch_size: pictures of the concept in one update, over all processes; with prior preservation as many
         class pictures are added. accumulation: into how many forwards an update is split, on each process.
     warmup: updates over which the learning rate rises; schedule: what it does afterwards.
     alpha: 0 takes the rank. targets: a key of ``TARGETS``.
+    copied_blocks: of a ControlNet; 0 takes half of the base's, less one where it has an even number.
     caption_dropout: share of captions replaced by the null caption, which keeps guidance working.
     prior_weight: what the class pictures' loss counts beside the concept's.
     min_snr: γ of min-SNR loss weighting (Hang et al., 2303.09556), 5 in the paper; 0 leaves the loss plain.
@@ -59,6 +60,7 @@ class TrainSettings:
     rank: int = 16
     alpha: float = 0.0
     targets: str = "attention"
+    copied_blocks: int = 0
     caption_dropout: float = 0.1
     prior_weight: float = 1.0
     min_snr: float = 0.0
@@ -80,7 +82,7 @@ class TrainSettings:
             require(getattr(self, name) in choices, f"{name} must be one of {', '.join(choices)}", getattr(self, name))
         for name in ("steps", "batch_size", "accumulation", "rank"):
             require(getattr(self, name) >= 1, f"{name} must be 1 or more", getattr(self, name))
-        for name in ("warmup", "save_every", "preview_every", "resolution", "seed"):
+        for name in ("copied_blocks", "warmup", "save_every", "preview_every", "resolution", "seed"):
             require(getattr(self, name) >= 0, f"{name} must be 0 or more", getattr(self, name))
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
@@ -129,6 +131,8 @@ class TrainSettings:
         del told["save_every"], told["preview_every"], told["checkpointing"], told["accumulation"]
         if self.schedule == "constant":
             del told["steps"]
+        if self.method != CONTROLNET:
+            del told["copied_blocks"]
         return hashlib.sha256(json.dumps([told, list(data)], sort_keys=True).encode()).hexdigest()[:32]
 
 

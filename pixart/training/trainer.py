@@ -1,10 +1,10 @@
-"""The training loop: LoRA or all weights, on one process or many, resumable at any update."""
+"""The training loop, on one process or many, resumable at any update; here for a LoRA or all weights."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +98,28 @@ class Trainer:
         self.is_whole = True
         """Whether weights, moments and average are of one update: not while a step is being taken."""
 
+        self.network = self.build(base)
+        named = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
+        self.trained: dict[str, torch.nn.Parameter] = dict(named)
+        optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
+        )
+        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+        self.average = {n: p.detach().clone() for n, p in named} if settings.ema else {}
+        self.options = checkpointing_options(len(self.transformer.blocks)) if settings.checkpointing else {}
+        self.weights = self.noise.min_snr_weights(settings.min_snr) if settings.min_snr else torch.ones(1000)
+        self.shapes = [tuple(latent.shape) for latent in features.latents]
+        self.concept, self.prior = (self.order(prior) for prior in (False, True))
+        if self.concept is None:
+            raise ValueError("There is no picture of the concept to learn from.")
+        self.load()
+
+    def build(self, base: Checkpoint) -> torch.nn.Module:
+        """What is called for a prediction; of its parameters those that want a gradient are trained.
+
+        Sets ``transformer``, and what else ``content`` needs.
+        """
+        settings = self.settings
         is_lora = settings.method == LORA
         is_narrow = is_lora and settings.precision == "bf16"
         self.transformer = load_transformer(base, dtype=torch.bfloat16 if is_narrow else torch.float32)
@@ -109,20 +131,11 @@ class Trainer:
         else:
             for parameter in self.transformer.parameters():
                 parameter.data = parameter.data.clone()  # the file's own pages are not to be written into
-        named = [(n, p) for n, p in self.transformer.named_parameters() if p.requires_grad]
-        self.trained: dict[str, torch.nn.Parameter] = dict(named)
-        optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.weight_decay
-        )
-        self.model, self.optimizer = accelerator.prepare(self.transformer, optimizer)
-        self.average = {n: p.detach().clone() for n, p in named} if settings.ema else {}
-        self.options = checkpointing_options(len(self.transformer.blocks)) if settings.checkpointing else {}
-        self.weights = self.noise.min_snr_weights(settings.min_snr) if settings.min_snr else torch.ones(1000)
-        self.shapes = [tuple(latent.shape) for latent in features.latents]
-        self.concept, self.prior = (self.order(prior) for prior in (False, True))
-        if self.concept is None:
-            raise ValueError("There is no picture of the concept to learn from.")
-        self.load()
+        return self.transformer
+
+    def told(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What the network is told of some examples beside noise, timestep and caption, by its arguments' names."""
+        return {}
 
     def order(self, prior: bool) -> tuple[Order, list[int]] | None:
         """The order of the concept's or the class's pictures, and their indices; None where there are none."""
@@ -175,6 +188,7 @@ class Trainer:
                 caption.to(device),
                 mask.to(device),
                 transformer_options=self.options,
+                **self.told([index for index, _ in group]),
             )
         error = (predicted.float() - noise.to(device)).pow(2).mean(dim=(1, 2, 3))  # (B,)
         return (error * weights.to(device)).sum()
@@ -278,17 +292,19 @@ class Trainer:
         self.write()
 
     def write(self) -> None:
-        """The trained file, in ``save_dtype``."""
-        settings = self.settings
-        metadata = common_metadata(self.base, settings, self.step, self.trigger, self.name, self.run_id)
-        if settings.method == FULL:
-            state = self.transformer.state_dict() | self.values()
-            state, told = full_checkpoint({n: t.cpu() for n, t in state.items()}, self.base, self.save_dtype)
-        else:
-            state = to_diffusers(self.adapters, self.values())
-            state = {name: tensor.to("cpu", self.save_dtype) for name, tensor in state.items()}
-            told = lora_metadata(state, settings.rank)
+        """The trained file."""
+        metadata = common_metadata(self.base, self.settings, self.step, self.trigger, self.name, self.run_id)
+        state, told = self.content()
         write_safetensors(self.file, state, metadata | told)
+
+    def content(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Tensors of the trained file, in ``save_dtype``, and the metadata of its kind."""
+        if self.settings.method == FULL:
+            state = self.transformer.state_dict() | self.values()
+            return full_checkpoint({n: t.cpu() for n, t in state.items()}, self.base, self.save_dtype)
+        state = to_diffusers(self.adapters, self.values())
+        state = {name: tensor.to("cpu", self.save_dtype) for name, tensor in state.items()}
+        return state, lora_metadata(state, self.settings.rank)
 
     def load(self) -> None:
         """Go on from the state in ``out``, where there is one."""
@@ -330,20 +346,26 @@ class Trainer:
                 for name, value in kept.items():
                     self.trained[name].copy_(value)
 
+    def preview_setting(self, count: int) -> tuple[tuple[int, ...], dict[str, torch.Tensor]]:
+        """The shape (C, h, w) of previews, and ``told`` for ``count`` rows: conditional ones, then as many others."""
+        side = (self.settings.resolution or self.base.config.native_pixels) // 8
+        return (self.base.config.in_channels, side, side), {}
+
     @torch.no_grad()
     def preview(self) -> torch.Tensor:
         """Latents (B, C, h, w) of the preview captions with what would be saved now, the same noise every time."""
-        features, device, config = self.features, self.accelerator.device, self.base.config
+        features, device = self.features, self.accelerator.device
         wanted = [features.captions[index] for index in features.previews]
         caption, mask = pad([*wanted, *[features.captions[features.null]] * len(wanted)])
         caption, mask = caption.to(device), mask.to(device)
-        side = (self.settings.resolution or config.native_pixels) // 8
         chance = generator(self.settings.seed, "preview")
-        x = torch.randn(len(wanted), config.in_channels, side, side, generator=chance).to(device)
+        shape, told = self.preview_setting(2 * len(wanted))
+        x = torch.randn(len(wanted), *shape, generator=chance).to(device)
 
         def predict(x: torch.Tensor, t: int) -> torch.Tensor:
             with self.computing():
-                both = self.transformer(torch.cat([x, x]), torch.full((2 * len(x),), t, device=device), caption, mask)
+                times = torch.full((2 * len(x),), t, device=device)
+                both = self.network(torch.cat([x, x]), times, caption, mask, **told)
             conditional, unconditional = both.float().chunk(2)
             return unconditional + PREVIEW_CFG * (conditional - unconditional)
 

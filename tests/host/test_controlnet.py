@@ -45,10 +45,9 @@ def encode(clip, prompt: str) -> list:
 def ring(count: int = 1, size: int = 128) -> torch.Tensor:
     """White rings on black, (B, H, W, 3), each at another place."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    pictures = [
-        ((torch.hypot(x - size * (0.7 - 0.15 * i), y - size * 0.5) - size * 0.2).abs() < 1).float() for i in range(count)
-    ]
-    return torch.stack(pictures)[..., None].expand(-1, -1, -1, 3)
+    centres = [size * (0.7 - 0.15 * i) for i in range(count)]
+    pictures = [(torch.hypot(x - centre, y - size * 0.5) - size * 0.2).abs() < 1 for centre in centres]
+    return torch.stack(pictures).float()[..., None].expand(-1, -1, -1, 3)
 
 
 def draw(models, applied=None, batch: int = 1, model=None, cfg: float = CFG, size=(16, 16)) -> torch.Tensor:
@@ -95,7 +94,8 @@ def test_untrained_projections_change_nothing(models, host_nodes, tmp_path):
 
     with safe_open(CONTROL, framework="pt") as file:
         metadata = file.metadata()
-    tensors = {name: torch.zeros_like(t) if "_proj" in name.split(".")[2] else t for name, t in load_file(CONTROL).items()}
+    tensors = load_file(CONTROL)
+    tensors |= {name: torch.zeros_like(t) for name, t in tensors.items() if "_proj" in name.split(".")[2]}
     save_file(tensors, tmp_path / "zero.safetensors", metadata)
     zero = host_nodes[0].load_control(str(tmp_path / "zero.safetensors"))
     assert torch.equal(draw(models, apply(models, zero)), draw(models))
@@ -144,7 +144,7 @@ def test_the_wrong_base_is_named(models, host_nodes, tmp_path):
         metadata = file.metadata()
     save_file(load_file(CONTROL), tmp_path / "alpha.safetensors", metadata | {"pixart.family": "alpha"})
     wrong = host_nodes[0].load_control(str(tmp_path / "alpha.safetensors"))
-    with pytest.raises(ValueError, match="alpha.safetensors is for PixArt-α.*pixart-demo-sigma.safetensors is PixArt-Σ"):
+    with pytest.raises(ValueError, match="alpha.safetensors is for PixArt-α.*demo-sigma.safetensors is PixArt-Σ"):
         draw(models, apply(models, wrong))
     assert torch.isfinite(draw(models)).all()  # and the next prompt works
 
@@ -156,6 +156,56 @@ def test_a_lora_on_the_base_reaches_the_block_that_the_controlnet_sees(models, c
     plain, patched = draw(models, apply(models, control)), draw(models, apply(models, control), model=model)
     assert not torch.allclose(plain, patched, atol=1e-4)
     assert torch.equal(draw(models, apply(models, control)), plain)
+
+
+def test_with_kv_compression_and_a_lora(models, control, pack):
+    """Both nets of the pair heed the compression where it begins at block 0; from block 2 on the base does alone."""
+    compressed = import_module(f"{pack.__name__}.nodes.host.compression").compressed
+    kv_compression = import_module(f"{pack.__name__}.pixart.compression").KVCompression
+    model = models[0].clone()
+    weight = models[0].model.diffusion_model.blocks[0].mlp.fc2.weight
+    model.add_patches({"diffusion_model.blocks.0.mlp.fc2.weight": (torch.full_like(weight, 0.02),)}, 1.0)
+    applied = apply(models, control, image=ring(2))
+    drawn = {"dense": draw(models, applied, batch=2, model=model)}
+    for first in (0, 2):
+        fewer, _ = compressed(model, kv_compression("average", 2, first, 27))
+        drawn[first] = draw(models, applied, batch=2, model=fewer)
+        assert not torch.allclose(drawn[first], draw(models, batch=2, model=fewer), atol=1e-2)
+    assert all(torch.isfinite(latents).all() for latents in drawn.values())
+    assert not torch.allclose(drawn["dense"], drawn[2], atol=1e-3) and not torch.allclose(drawn[0], drawn[2], atol=1e-3)
+    assert torch.equal(draw(models, applied, batch=2, model=model), drawn["dense"])
+
+
+def test_compression_reaches_the_copies_from_block_0_on(models, control, pack):
+    from dataclasses import replace
+
+    compression = import_module(f"{pack.__name__}.pixart.compression")
+    chosen = compression.KVCompression("average", 2, 0, 27)
+    network, base = control.control_model, models[0].model.diffusion_model
+    arguments = (torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 5, 128))
+
+    def residuals(options):
+        return network(*arguments, base=base, compute_dtype=torch.float32, options=options)["output"][-1]
+
+    dense = residuals({})
+    assert torch.equal(residuals({compression.COMPRESSION: replace(chosen, first_block=1)}), dense)
+    assert not torch.allclose(residuals({compression.COMPRESSION: chosen}), dense, atol=1e-4)
+
+
+def test_a_caption_for_the_controlnet_alone_is_not_cut_by_the_bases_mask(models, control):
+    """The host's ``cross_attn_controlnet`` replaces the caption that the ControlNet sees, and brings no mask."""
+    own = encode(models[1], "a small green star on the top")[0][0]
+
+    def with_caption(caption):
+        def applied(positive, negative):
+            both = apply(models, control)(positive, negative)
+            return [[[text, {**told, "cross_attn_controlnet": caption}] for text, told in each] for each in both]
+
+        return applied
+
+    plain, other = draw(models, apply(models, control)), draw(models, with_caption(own))
+    assert torch.isfinite(other).all() and not torch.allclose(plain, other, atol=1e-3)
+    assert not torch.allclose(other, draw(models, with_caption(own[:, :2])), atol=1e-3)
 
 
 SHEETS = ROOT / "output" / "test-pictures"

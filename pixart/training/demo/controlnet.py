@@ -92,7 +92,8 @@ class ControlTask(DiffusionTask):
         hint = self.encode_hints(placements)
         latents = self.sample([s.caption() for s in scenes], *NATIVE, seed=2, hint=torch.cat([hint, hint]))
         drawn = self.decode(latents).clamp(0, 1)
-        save_image(torch.cat([edges(draw(placements, *NATIVE)), drawn]), self.out / f"{self.name}-{step:06d}.png", nrow=count)
+        sheet = torch.cat([edges(draw(placements, *NATIVE)), drawn])
+        save_image(sheet, self.out / f"{self.name}-{step:06d}.png", nrow=count)
 
 
 def train(out: Path, seed: int, steps: int) -> None:
