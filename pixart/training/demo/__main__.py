@@ -7,7 +7,7 @@ from pathlib import Path
 
 STAGES = (
     "text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice", "alpha", "kv", "controlnet",
-    "lcm", "restore",
+    "controlnet-practice", "lcm", "restore",
 )  # fmt: skip
 
 
@@ -51,6 +51,10 @@ def main() -> None:
         from . import controlnet
 
         controlnet.train(args.out, args.seed, args.steps or controlnet.CONTROL_PHASE.steps)
+    elif args.stage == "controlnet-practice":
+        from . import controlnet
+
+        controlnet.practise(args.out, args.seed, args.steps or controlnet.PRACTICE_STEPS)
     elif args.stage == "restore":
         from . import restore
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ FILE = "pixart-demo-controlnet.safetensors"
 COPIED_BLOCKS = 2
 CONTROL_PHASE = Phase(2400, ((1.0, (NATIVE,)),), 2048, layout=0.6)
 LEARNING_RATE = 8e-4
+PRACTICE_STEPS = 1200
 POOL = 600
 """Different hints: each is encoded once, and drawn in many colours."""
 
@@ -96,15 +98,41 @@ class ControlTask(DiffusionTask):
         save_image(sheet, self.out / f"{self.name}-{step:06d}.png", nrow=count)
 
 
+class ControlPracticeTask(ControlTask):
+    """A second descent from the first one's average, among new hints, half of them small."""
+
+    name = "controlnet-practice"
+
+    def first_model(self) -> Controlled:
+        model = super().first_model()
+        model.load_state_dict(average_of(read_state(self.out, ControlTask.name)))
+        for index in range(0, POOL, 2):
+            p = self.placements[index]
+            radius = RADIUS["small"] * min(NATIVE) * self.rng.uniform(0.9, 1.1)
+            self.placements[index] = replace(p, radius=min(radius, p.radius))
+        self.hints = self.encode_hints(self.placements)
+        return model
+
+    def learning_rate_factor(self, index: int) -> float:
+        """Warm up over 50 steps and come down along a cosine from the start."""
+        return min(1.0, (index + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * index / self.steps)))
+
+
 def train(out: Path, seed: int, steps: int) -> None:
     """Train, or go on training; needs all stages of the published demo in ``out``."""
     task = ControlTask(out, seed, steps, learning_rate=LEARNING_RATE)
     Resumable(task, out / "controlnet.state.pt").run(steps, save_every=250, after_save=task.preview)
 
 
+def practise(out: Path, seed: int, steps: int) -> None:
+    """Train, or go on training; needs the finished controlnet stage in ``out``."""
+    task = ControlPracticeTask(out, seed, steps, learning_rate=LEARNING_RATE)
+    Resumable(task, out / f"{task.name}.state.pt").run(steps, save_every=200, after_save=task.preview)
+
+
 def export(out: Path, demo: Path) -> Path:
     """Write the average ControlNet to ``demo``, under the original names."""
-    average = average_of(read_state(out, ControlTask.name))
+    average = average_of(read_state(out, ControlPracticeTask.name))
     tensors = {name.removeprefix("control."): t for name, t in average.items() if name.startswith("control.")}
     metadata = controlnet_metadata(CONFIG) | {
         "license": LICENSE,
