@@ -3,9 +3,9 @@
     python benchmarks/kv_compression.py                        # 1024², 2048², 3840 × 2160 and 4096², one picture
     python benchmarks/kv_compression.py --sizes 1024x1024 2048x2048 --rounds 5 --device cuda --dtype bf16
 
-One block has the weights of a released block's shape (1152 wide, 16 heads) and random values, which speed does not depend
-on. All kinds run in every round, one after the other, and ratios are taken within a round. Memory is what a call takes
-beyond its inputs and weights. The forward of 28 blocks is their sum: it would run for many minutes on a processor.
+One block has the weights of a released block's shape (1152 wide, 16 heads) and random values, on which speed does not
+depend. All kinds run in every round, one after the other, and ratios are taken within a round. Memory is what a call
+takes beyond its inputs and weights. The forward of 28 blocks is their sum: it would take minutes on a processor.
 """
 
 from __future__ import annotations

@@ -88,7 +88,9 @@ def main() -> int:
     rng = random.Random(SEED)
     scenes = [random_scene(rng) for _ in range(args.count)]
     pipelines = {
-        is_trained: PixArtPipeline.load(path, encoder, autoencoder) for is_trained, path in files.items() if path.exists()
+        is_trained: PixArtPipeline.load(path, encoder, autoencoder)
+        for is_trained, path in files.items()
+        if path.exists()
     }
     dense = predictions(pipelines[False], args.size)
     print(f"{args.count} prompts, seed {SEED}, {args.size} x {args.size}, 20 steps, cfg 4.5")

@@ -12,9 +12,13 @@ from . import (
     compression,
     controlnet,
     dreambooth,
+    evaluation,
+    fewstep,
+    guidance,
     lora,
     resolution,
     training,
+    upscale,
 )
 from .host import folders, replacements, routes
 
@@ -25,6 +29,10 @@ NODES = [
     *lora.NODES,
     *dreambooth.NODES,
     *resolution.NODES,
+    *fewstep.NODES,
+    *guidance.NODES,
+    *upscale.NODES,
+    *evaluation.NODES,
     *caching.NODES,
     *training.NODES,
     *compression.NODES,

@@ -15,6 +15,9 @@ from .host.model import pixart_model
 
 log = logging.getLogger(__name__)
 
+LEARNED, PADDED, EMPTY = "learned", "padded", "empty"
+NULL_KINDS = (LEARNED, PADDED, EMPTY)
+
 
 class PixArtLoadT5(io.ComfyNode):
     @classmethod
@@ -108,8 +111,9 @@ class PixArtNullCaption(io.ComfyNode):
             node_id="PixArtNullCaption",
             display_name="PixArt Null Caption",
             category="PixArt/conditioning",
-            description="The caption that the checkpoint learned to take for “no caption”, for a sampler's negative "
-            "input. PixArt-α was trained with its own; an empty text prompt is not the same.",
+            description="What guidance leads away from when there is no negative prompt, for a sampler's negative "
+            "input: the null caption that PixArt-α learned, or the empty caption as PixArt-Σ's scripts or diffusers "
+            "and ComfyUI encode it.",
             search_aliases=["unconditional", "empty caption", "negative", "null embedding", "uncond"],
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from PixArt Load Checkpoint."),
@@ -119,16 +123,33 @@ class PixArtNullCaption(io.ComfyNode):
                     tooltip="Connect the positive caption to cut the null caption to its number of tokens, "
                     "as the reference samplers do.",
                 ),
+                io.Combo.Input(
+                    "kind",
+                    options=list(NULL_KINDS),
+                    default=LEARNED,
+                    optional=True,
+                    tooltip="learned is PixArt-α's, stored in the checkpoint. padded is PixArt-Σ's: the empty text "
+                    "padded to the prompt's length. empty is diffusers' and ComfyUI's: the end token alone.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The checkpoint's T5, which padded and empty are encoded with."
+                ),
             ],
             outputs=[io.Conditioning.Output(tooltip="The null caption, for a sampler's negative input.")],
         )
 
     @classmethod
-    def execute(cls, model, positive=None) -> io.NodeOutput:
-        null = pixart_model(model).null_caption()  # (1, L, C)
-        if positive:
-            null = null[:, : positive[0][0].shape[1]]
-        return io.NodeOutput([[null, {"pooled_output": None}]])
+    def execute(cls, model, positive=None, kind: str = LEARNED, clip=None) -> io.NodeOutput:
+        known = pixart_model(model)
+        if kind == LEARNED:
+            null = known.null_caption()  # (1, L, C)
+            return io.NodeOutput([[null[:, : t5.tokens_of(positive, null.shape[1])], {"pooled_output": None}]])
+        if clip is None:
+            raise ValueError(f"The {kind} null caption is encoded with T5: connect clip, or choose the kind learned.")
+        if kind == EMPTY:
+            return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize("")))
+        length = t5.tokens_of(positive, known.pixart.config.max_caption_tokens)
+        return io.NodeOutput([[t5.padded_empty(clip, length), {"pooled_output": None}]])
 
 
 class PixArtSizeConditioning(io.ComfyNode):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 10)
-PIP_TIMEOUT = 30 * 60  # seconds; torch and what it brings are some gigabytes
+PIP_TIMEOUT = 5400  # s; half an hour was not enough on two cores with twenty busy processes
 
 
 class SetupError(RuntimeError):
@@ -112,7 +112,8 @@ def install(python: Path, what: str, *arguments: str) -> None:
     run(
         [str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", *arguments],
         timeout=PIP_TIMEOUT,
-        hint="Check the connection to the package index (pip's settings and proxy apply) and run the command again.",
+        hint="Check the connection to the package index (pip's settings and proxy apply), and that the machine "
+        "has time to spare, and run the command again.",
     )
 
 

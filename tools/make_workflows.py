@@ -23,11 +23,30 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 COLUMN, GAP = 320, 30
 NOTE = "MarkdownNote"
+TALL = {
+    "PixArtLoadCheckpoint": 66,
+    "PixArtLoadT5": 66,
+    "PixArtTextEncode": 180,
+    "PixArtResolution": 180,
+    "PixArtSaveCaption": 70,
+    "PixArtLoadCaption": 70,
+    "SaveImage": 300,
+    "PreviewImage": 300,
+}
+"""Pixels below the ordinary widgets: text, pictures, and what js/ adds."""
 
 
 def is_widget(spec: list) -> bool:
     """Whether an input of object_info is a widget and not a socket."""
-    return isinstance(spec[0], list) or spec[0] in WIDGET_TYPES
+    forced = len(spec) > 1 and spec[1].get("forceInput")
+    return not forced and (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES)
+
+
+def socket(name: str, spec: list) -> dict:
+    """An input to link to; a widget that is linked keeps its name, and its value for when the link is removed."""
+    kind = "COMBO" if isinstance(spec[0], list) else spec[0]
+    made = {"name": name, "type": kind, "link": None}
+    return {**made, "widget": {"name": name}} if is_widget(spec) else made
 
 
 def inputs_of(info: dict) -> dict[str, list]:
@@ -42,7 +61,8 @@ def widget_values(info: dict, given: dict) -> list:
         if not is_widget(spec):
             continue
         options = spec[1] if len(spec) > 1 else {}
-        values.append(given.get(name, options.get("default")))
+        value = given.get(name)
+        values.append(options.get("default", "") if value is None or isinstance(value, list) else value)
         if options.get("control_after_generate"):
             values.append("randomize")
     return values
@@ -59,8 +79,7 @@ def depth_of(api: dict, key: str, known: dict[str, int]) -> int:
 def height_of(node: dict) -> int:
     """Rough height in pixels of a node: sockets, widgets, and room for text or a picture."""
     rows = max(len(node["inputs"]), len(node["outputs"])) + len(node["widgets_values"])
-    said = dict.fromkeys(("PixArtSaveCaption", "PixArtLoadCaption"), 70)
-    tall = {"PixArtTextEncode": 90, "SaveImage": 300, "PreviewImage": 300, **said}.get(node["type"], 0)
+    tall = TALL.get(node["type"], 0)
     return 30 + 26 * rows + tall
 
 
@@ -78,7 +97,11 @@ def build(api: dict, object_info: dict, models: dict[str, list]) -> dict:
     for key, source in api.items():
         info = object_info[source["class_type"]]
         specs = inputs_of(info)
-        sockets = [{"name": name, "type": spec[0], "link": None} for name, spec in specs.items() if not is_widget(spec)]
+        sockets = [
+            socket(name, spec)
+            for name, spec in specs.items()
+            if not is_widget(spec) or isinstance(source["inputs"].get(name), list)
+        ]
         outputs = [
             {"name": name, "type": kind, "links": [], "slot_index": i}
             for i, (kind, name) in enumerate(zip(info["output"], info["output_name"], strict=True))

@@ -60,7 +60,7 @@ def attention(device: torch.device):
     """The attention that the user chose for the host, or else the host's own choice, except on the processor.
 
     There the host falls back on a slow kernel made for cards without memory-saving attention; PyTorch's needs as
-    little memory, and is 1.2 times as fast over a whole step.
+    little memory.
     """
     module = comfy.ldm.modules.attention
     args = comfy.cli_args.args

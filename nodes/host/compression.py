@@ -1,7 +1,8 @@
 """KV compression on a clone of a MODEL.
 
-The wish lies in the clone's ``transformer_options``, never on the model that all clones share, and needs no weights of
-its own: two MODELs of one checkpoint, with and without, are sampled side by side in any weight type and offloaded or not.
+The wish lies in the clone's ``transformer_options``, never on the model that all clones share, and needs no weights
+of its own: two MODELs of one checkpoint, with and without, are sampled side by side in any weight type, offloaded or
+not.
 """
 
 from __future__ import annotations

@@ -25,17 +25,20 @@ def forward_bytes(config: PixArtConfig, shape, dtype: torch.dtype, device: torch
     """Bytes at the peak of a forward with latents (B, C, H, W), beside the weights and the latents.
 
     Either in a block's MLP, where its hidden layer stands before and after the GELU, or in self-attention. Counted in
-    token tensors (B, N, D), of which each block has: its input, the modulated norm of it, and what is listed here.
+    token tensors (B, N, D): those that the blocks began with, the block's input, what attention has made of it once
+    the MLP's turn comes, and the modulated norm, all of which wait; and what is listed here.
     """
     batch, _, height, width = shape
     rows, columns = (math.ceil(side / config.patch_size) for side in (height, width))
     tokens = rows * columns
     unit = batch * tokens * config.hidden_size * dtype.itemsize
-    inputs = 1 + (2 if dtype == torch.float16 else 1)  # tokens are added up in float32 where layers compute in fp16
-    mlp = (inputs + 2 * config.mlp_hidden_size / config.hidden_size) * unit
+    residual = 2 if dtype == torch.float16 else 1  # summed in float32 where layers compute in fp16
+    mlp = (3 * residual + 1 + 2 * config.mlp_hidden_size / config.hidden_size) * unit
 
     keys = most_keys(config, rows, columns)
-    attention = (inputs + 3 + 1) * unit  # qkv; the output
+    attention = (2 * residual + 1 + 3 + 1) * unit  # qkv; the output
+    if keys < tokens:
+        attention += 2 * keys / tokens * unit
     if compat.attention_backend(device) in MATRIX_BACKENDS:
         copies = 1 + 2 * keys / tokens  # of queries, keys and values, head by head
         attention += copies * unit + score_bytes(batch * config.num_heads, tokens, keys, dtype, device)

@@ -303,25 +303,17 @@ def choose_dtypes(checkpoint: Checkpoint, weight_dtype: str, device, supported) 
         layer = next(name for name in checkpoint.quantised if name.endswith(".comfy_quant")).rpartition(".")[0]
         dtype = checkpoint.state_dict[f"{layer}.weight"].dtype
     elif dtype is None:
-        parameters = sum(t.nelement() for t in checkpoint.state_dict.values())
         dtype = management.unet_dtype(
-            model_params=parameters,
+            model_params=sum(t.nelement() for t in checkpoint.state_dict.values()),
             supported_dtypes=list(supported),
             weight_dtype=stored,
         )
-        is_half = stored in (torch.float16, torch.bfloat16)
-        if dtype == torch.float32 and is_half and not has_room(parameters * torch.float32.itemsize, device):
-            # Where only fp32 is computed, keeping it as well doubles the memory and adds no precision. It saves the
-            # cast of every weight at every step: a sixth of the time at 256 pixels, a fiftieth at 1024.
+        if dtype == torch.float32 and stored in (torch.float16, torch.bfloat16):
+            # Where only fp32 is computed, keeping it as well would double the memory and add no precision. It would
+            # save the cast of every weight at every step: whoever has the memory can choose fp32.
             dtype = stored
     compute = management.unet_manual_cast(dtype, device, supported)
     return dtype, dtype if compute is None else compute
-
-
-def has_room(size: int, device: torch.device) -> bool:
-    """Whether weights of so many bytes leave as much again free, and are computed with where they are kept."""
-    management = comfy.model_management
-    return management.is_device_cpu(device) and management.get_free_memory(device) > 2 * size
 
 
 def weights_to_keep(

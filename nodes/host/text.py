@@ -259,3 +259,21 @@ def carried(clip, prompt: str, tokens: int) -> dict:
     """
     mark = getattr(getattr(clip, "cond_stage_model", None), "pixart_t5", None)
     return {PROVENANCE: provenance(prompt, tokens, mark)}
+
+
+def tokens_of(conditioning: list | None, otherwise: int) -> int:
+    """Tokens of a conditioning's caption, or ``otherwise`` where there is none."""
+    return conditioning[0][0].shape[1] if conditioning else otherwise
+
+
+def padded_empty(clip, length: int) -> torch.Tensor:
+    """Features (1, length, C) of the empty caption padded to ``length`` tokens, as Σ's own scripts guide away from.
+
+    T5 reads the end token alone, but its output at the padding is kept, and attended to like any other token.
+    """
+    tokenize(clip, "")
+    clip.load_model()
+    transformer = getattr(clip.cond_stage_model, NAME).transformer
+    ids = torch.tensor([[END] + [PAD] * (length - 1)], device=clip.patcher.load_device)
+    features = transformer(ids, (ids == END).long(), dtype=torch.float32)[0]
+    return features.float().to(comfy.model_management.intermediate_device())

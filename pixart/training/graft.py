@@ -16,7 +16,7 @@ from .initialise import initialise_compression
 
 @torch.no_grad()
 def graft(dense: PixArtTransformer, ratio: int, first_block: int, last_block: int) -> PixArtTransformer:
-    """A copy of ``dense`` whose blocks ``first_block`` to ``last_block`` compress keys and values ``ratio`` × ``ratio``.
+    """A copy of ``dense`` that compresses keys and values ``ratio`` × ``ratio`` in ``first_block`` to ``last_block``.
 
     The new layers start as the mean of each window under a norm, and want tuning: a norm changes what the block was
     trained to see. Weights are copied in their type, on their device; ``dense`` is left as it is.

@@ -29,6 +29,8 @@ CONTRACT = {
     "PixArtLoadDreamBooth": ("model", "ckpt_name", "strength"),
     "PixArtStepCache": ("model", "method"),
     "PixArtFewStep": ("model", "method", "steps"),
+    "PixArtReferenceSampling": ("method", "steps", "denoise"),
+    "PixArtGuidanceInterval": ("model", "start_percent", "end_percent"),
     "PixArtDynamicThresholding": ("model", "mode", "percentile"),
     "PixArtUpscaleLatent": ("latent",),
     "PixArtPromptSet": ("file", "category", "limit"),

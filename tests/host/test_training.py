@@ -173,3 +173,23 @@ def test_without_accelerate_the_node_says_what_to_install(node_classes, parts, m
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ValueError, match="pip install accelerate"):
         execute(node_classes, parts, lora_name="none")
+
+
+def test_features_are_those_of_the_training_without_a_host(parts):
+    """The host's T5 and VAE say of captions and pictures what the command line's say."""
+    from pixart.checkpoint import open_checkpoint
+    from pixart.training.sources import Sources
+
+    model, clip, vae, training = parts
+    files = [DEMO / f"pixart-demo-{part}.safetensors" for part in ("sigma", "t5", "vae")]
+    sources = Sources(open_checkpoint(files[0]), files[1], files[2])
+    picture = torch.rand(3, 96, 160, generator=torch.Generator().manual_seed(1))
+    scale = sources.checkpoint.config.latent_scale
+    theirs = training.picture_encoder(vae, model.model, 0)(picture)
+    ours = sources.autoencoder().encode(picture[None])[0] * scale
+    assert theirs.shape == (4, 12, 20)
+    print(f"latents: largest difference {(theirs - ours).abs().max():.2e} of {ours.abs().max():.2f}")
+    assert (theirs - ours).abs().max() < 0.02 * ours.abs().max()
+    for text in ("a small red star on the left", ""):
+        theirs, ours = (encode(text) for encode in (training.text_encoder(clip, model.model), sources.text_encoder()))
+        assert (theirs - ours).abs().max() < 1e-2 * ours.abs().max()

@@ -282,7 +282,7 @@ def alpha_run(trained, monkeypatch, tmp_path):
 
 def test_alpha_begins_as_sigma_and_leaves_its_null_alone(trained, alpha_run):
     _, task, before = alpha_run
-    sigma = trained[1]["outlines"].ema.average.state_dict()
+    sigma = trained[1]["practice"].ema.average.state_dict()
     after = task.model.state_dict()
     assert all(torch.equal(before[name], sigma[name]) for name in sigma if name != "y_embedder.y_embedding")
     assert before["y_embedder.y_embedding"].shape == (120, 128)

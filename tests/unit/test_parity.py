@@ -180,6 +180,16 @@ def test_position_grid_is_exact_at_every_bin(table):
         assert (grid - expected).abs().max() <= 1e-6, f"{height}x{width}"
 
 
+@pytest.mark.parametrize("table", ["2048", "2880", "4096"])
+@pytest.mark.parametrize("base_size, interpolation", [(32, 1.0), (64, 2.0), (128, 4.0)], ids=["512", "1024", "2K"])
+def test_position_grid_is_exact_at_large_bins_for_checkpoints_of_smaller_ones(table, base_size, interpolation):
+    """ComfyUI's own grid follows the picture there: at 3840 × 2160 a 2K file's columns end at 47.6 and not 31.9."""
+    for height, width in TABLES[table].values():
+        grid = position_grid(48, height // 16, width // 16, base_size, interpolation)
+        expected = torch.from_numpy(reference_grid(48, height // 16, width // 16, base_size, interpolation))
+        assert (grid - expected).abs().max() <= 1e-6, f"{height}x{width}"
+
+
 @pytest.mark.parametrize("base_size, interpolation", [(16, 1.0), (16, 0.5), (32, 1.0), (64, 2.0), (128, 4.0)])
 def test_position_grid_is_exact_at_the_released_width(base_size, interpolation):
     for height, width in [(base_size, base_size), (48, 84), (84, 48), (13, 57)]:

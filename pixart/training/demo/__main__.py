@@ -7,7 +7,7 @@ from pathlib import Path
 
 STAGES = (
     "text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice", "alpha", "kv", "controlnet",
-    "restore",
+    "lcm", "restore",
 )  # fmt: skip
 
 
@@ -59,6 +59,11 @@ def main() -> None:
         from . import alpha
 
         alpha.train(args.out, args.seed, args.steps or alpha.ALPHA_PHASE.steps)
+    elif args.stage == "lcm":
+        from . import lcm
+
+        lcm.train(args.out, args.seed, args.steps or lcm.LCM_PHASE.steps)
+        print("wrote", lcm.export(args.out, args.demo))
     elif args.stage == "kv":
         from . import kv
 

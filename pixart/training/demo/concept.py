@@ -39,7 +39,7 @@ LORA = "pixart-demo-lora"
 FULL = "pixart-demo-dreambooth"
 
 RECIPES = {
-    "lora": ["--rank", "16", "--targets", "all", "--learning-rate", "2e-3", "--name", LORA],
+    "lora": ["--rank", "16", "--targets", "all", "--learning-rate", "5e-4", "--name", LORA],
     "full": ["--method", "full", "--learning-rate", "2e-4", "--save-dtype", "fp16", "--name", FULL],
 }
 

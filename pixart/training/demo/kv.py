@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ FILE = "pixart-demo-sigma-kv.safetensors"
 RATIO, FIRST_BLOCK, LAST_BLOCK = 2, 2, 4
 """The deeper blocks, as in PixArt-Σ: there 14 to 27 of 28, here 2 to 4 of 5."""
 
-KV_PHASE = Phase(800, ((0.7, (NATIVE,)), (0.1, WIDE), (0.2, LARGE)), 2048, layout=0.5)
-LEARNING_RATE = 6e-4
+KV_PHASE = Phase(300, ((0.7, (NATIVE,)), (0.1, WIDE), (0.2, LARGE)), 768, layout=0.5)
+LEARNING_RATE = 1e-3
 
 
 class KVTask(DiffusionTask):
@@ -42,6 +43,10 @@ class KVTask(DiffusionTask):
 
     def phase(self, index: int) -> Phase:
         return KV_PHASE
+
+    def learning_rate_factor(self, index: int) -> float:
+        """Warm up over 20 steps, and come down along a cosine."""
+        return min(1.0, (index + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * index / self.steps)))
 
     @torch.no_grad()
     def target(self, noise, noisy, t, caption, mask, conditions: dict) -> torch.Tensor:

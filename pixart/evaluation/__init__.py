@@ -1,0 +1,1 @@
+"""Prompt sets drawn picture by picture, with a sheet and a table: see ``__main__``."""
