@@ -46,7 +46,7 @@ def no_vae(graph: dict) -> None:
 
 CASES = {
     "wrong-base": (wrong_base, ("for-alpha.safetensors is for PixArt-α", "pixart-demo-sigma.safetensors is PixArt-Σ")),
-    "wrong-file": (wrong_file, ("for-sd.safetensors", "not a PixArt ControlNet")),
+    "wrong-file": (wrong_file, ("for-sd.safetensors", "Choose a PixArt ControlNet.")),
     "no-vae": (no_vae, ("needs a VAE",)),
 }
 
