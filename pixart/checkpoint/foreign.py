@@ -7,6 +7,7 @@ from collections.abc import Iterable
 _DIFFUSION_LOADER = "Open it with the host's own checkpoint or diffusion model loader."
 _LORA = "Load a PixArt checkpoint first, and give this file to PixArt Load LoRA."
 _PIXART_CONTROL = "Give it to PixArt Load ControlNet."
+_CHECKPOINT = "PixArt checkpoint"
 _NO_USE = "Choose a PixArt-α or PixArt-Σ checkpoint."
 
 # (what it is, what to do, texts which all occur among the names). Narrow signatures stand before broad ones.
@@ -64,7 +65,11 @@ _AFTER_PIXART: tuple[_Kind, ...] = (
 )
 
 
-def name_foreign(names: Iterable[str], has_transformer: bool, wanted: str = "PixArt checkpoint") -> str | None:
+def _choose(wanted: str) -> str:
+    return _NO_USE if wanted == _CHECKPOINT else f"Choose a {wanted}."
+
+
+def name_foreign(names: Iterable[str], has_transformer: bool, wanted: str = _CHECKPOINT) -> str | None:
     """One sentence on what the file is and what to do with it; None when the names tell of no other model.
 
     has_transformer: PixArt's own names are present too, so a VAE or text encoder beside them is welcome.
@@ -73,5 +78,5 @@ def name_foreign(names: Iterable[str], has_transformer: bool, wanted: str = "Pix
     kinds = _BEFORE_PIXART if has_transformer else _BEFORE_PIXART + _AFTER_PIXART
     for kind, advice, marks in kinds:
         if all(any(mark in name for name in names) for mark in marks):
-            return f"This is {kind}, not a {wanted}. {advice}"
+            return f"This is {kind}, not a {wanted}. {advice.replace(_NO_USE, _choose(wanted))}"
     return None

@@ -51,9 +51,9 @@ def pictures(tmp_path_factory) -> Path:
     (folder / "hints").mkdir()
     for number, (width, height) in enumerate([(64, 64)] * 3 + [(96, 48)] * 2):
         picture = Image.new("RGB", (width, height), (30, 40 * number, 200))
-        picture.paste((220, 30, 30), (8 + 4 * number, 10, 30 + 4 * number, 36))
+        picture.paste((250, 240, 60), (8 + 4 * number, 10, 30 + 4 * number, 36))
         picture.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a red box, number {number}")
+        (folder / f"{number}.txt").write_text(f"a yellow box, number {number}")
         scale = 2 if number == 1 else 1
         Image.new("RGB", (width * scale, height * scale), (50 * number,) * 3).save(folder / "hints" / f"{number}.webp")
     return folder
