@@ -26,7 +26,7 @@ from .latents import teacher_latents
 from .restore import published
 from .run import Resumable
 
-LCM_PHASE = Phase(500, ((0.9, (NATIVE,)), (0.1, WIDE)), 768, layout=0.5)
+LCM_PHASE = Phase(200, ((0.9, (NATIVE,)), (0.1, WIDE)), 768, layout=0.5)
 """layout: here the share of timesteps drawn from those that four-step sampling visits; the rest from all fifty."""
 LEARNING_RATE = 1e-4
 GUIDANCE = 4.5
