@@ -210,7 +210,8 @@ def test_memory_required_is_what_a_forward_takes(pixels, is_compressed, wide, co
     finally:
         memory.active_compression.reset(token)
     transformer(x[:, :, :8, :8], t, context=text, transformer_options=options)
-    taken = peak_of(lambda: transformer(x, t, context=text, transformer_options=options))
+    # The least of three: what the allocator happens to hold of earlier tests only ever adds to it.
+    taken = min(peak_of(lambda: transformer(x, t, context=text, transformer_options=options)) for _ in range(3))
     print(f"{pixels} {'compressed' if is_compressed else 'dense'}: told {told / 2**20:.0f}, {taken / 2**20:.0f} MiB")
     assert told == pytest.approx(taken, rel=0.2)
 

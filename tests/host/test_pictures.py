@@ -52,12 +52,12 @@ def draw(models, prompt: str, seed: int, size=(16, 16)) -> torch.Tensor:
 
 
 def test_prompts_are_drawn_right(models, host_version):
-    """40 prompts at random on the newest supported host, 8 on the others.
+    """40 prompts at random on the newest supported host, 16 on the others.
 
     A picture is right when its background, the shape's colour, the shape and its position are those of the
     prompt; judge.py tells how each is measured from the pixels.
     """
-    count, needed = (40, 36) if host_version >= (0, 33) else (8, 7)
+    count, needed = (40, 36) if host_version >= (0, 33) else (16, 14)
     rng = random.Random(SEED)
     scenes = [random_scene(rng) for _ in range(count)]
     pictures = [draw(models, scene.caption(), SEED + i).movedim(-1, 0) for i, scene in enumerate(scenes)]
