@@ -21,9 +21,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from pixart.compression import COMPRESSION, KVCompression  # noqa: E402
+from pixart.noise import NoiseSchedule  # noqa: E402
 from pixart.pipeline import PixArtPipeline  # noqa: E402
 from pixart.training.demo.captions import random_scene  # noqa: E402
+from pixart.training.demo.drawing import draw, place  # noqa: E402
 from pixart.training.demo.judge import mistakes  # noqa: E402
+from pixart.training.demo.latents import CONTRAST, teacher_latents  # noqa: E402
 
 ASKED = ("background", "colour", "shape", "position")
 SEED = 20240307
@@ -65,13 +68,16 @@ def told(transformer, compression: KVCompression | None):
 
 @torch.inference_mode()
 def predictions(pipeline: PixArtPipeline, size: int) -> torch.Tensor:
-    """Noise predictions for pure noise of several timesteps."""
-    captions = pipeline.encode(["a large red circle on the left, blue background"])
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(1, 4, size // 8, size // 8, generator=generator)
-    return torch.stack(
-        [pipeline.transformer(x, torch.tensor([float(t)]), captions.embeddings, captions.mask) for t in TIMESTEPS]
-    )
+    """Noise predictions for a drawn scene, as noisy as each of several timesteps has it."""
+    rng = random.Random(1)
+    scene = random_scene(rng)
+    captions = pipeline.encode([scene.caption()])
+    latents = teacher_latents(draw([place(scene, size, size, rng)], size, size)) * CONTRAST
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor(TIMESTEPS)
+    x = NoiseSchedule().add(latents.expand(len(t), -1, -1, -1), noise.expand(len(t), -1, -1, -1), t)
+    features, mask = (part.expand(len(t), *part.shape[1:]) for part in (captions.embeddings, captions.mask))
+    return pipeline.transformer(x, t.float(), features, mask)
 
 
 def main() -> int:

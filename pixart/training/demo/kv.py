@@ -21,7 +21,7 @@ FILE = "pixart-demo-sigma-kv.safetensors"
 RATIO, FIRST_BLOCK, LAST_BLOCK = 2, 2, 4
 """The deeper blocks, as in PixArt-Σ: there 14 to 27 of 28, here 2 to 4 of 5."""
 
-KV_PHASE = Phase(300, ((0.7, (NATIVE,)), (0.1, WIDE), (0.2, LARGE)), 768, layout=0.5)
+KV_PHASE = Phase(1000, ((0.7, (NATIVE,)), (0.1, WIDE), (0.2, LARGE)), 768, layout=0.5)
 LEARNING_RATE = 1e-3
 
 
