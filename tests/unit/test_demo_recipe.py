@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -242,15 +243,16 @@ def test_a_stage_stopped_and_resumed_ends_where_one_run_through_ends(stage, tmp_
 
 
 def test_stages_restored_from_published_files_are_exported_to_the_same_bytes(trained, exported, tmp_path):
-    demo = exported[0]
-    (demo / "logs").mkdir(exist_ok=True)
+    out, demo = tmp_path / "out", tmp_path / "published"
+    shutil.copytree(exported[0], demo)
+    (demo / "logs").mkdir()
     for log in trained[0].glob("*.log.jsonl"):
-        (demo / "logs" / log.name).write_bytes(log.read_bytes())
-    assert restore.restore(tmp_path, demo) == list(STAGES)
-    assert restore.restore(tmp_path, demo) == []
-    assert export.export(tmp_path, tmp_path / "demo") == exported[1]
+        shutil.copyfile(log, demo / "logs" / log.name)
+    assert restore.restore(out, demo) == list(STAGES)
+    assert restore.restore(out, demo) == []
+    assert export.export(out, tmp_path / "demo") == exported[1]
     with pytest.raises(ValueError, match=r"training\.json is missing: give the folder"):
-        restore.restore(tmp_path, tmp_path)
+        restore.restore(out, out)
 
 
 def test_export_names_the_stage_that_was_not_run(trained, tmp_path):
