@@ -102,6 +102,8 @@ def test_nodes_speak_the_users_language(front_end: FrontEnd, language: str):
         if found["title"] != expected[kind]["display_name"]:
             english.append(kind)
         for name, label in found["inputs"].items():
+            if name == "control_after_generate":
+                continue  # the host's own, put under a seed and named by the host
             if label != expected[kind]["inputs"].get(name, {}).get("name"):
                 english.append(f"{kind}.{name}: {label}")
     assert english == []

@@ -44,8 +44,9 @@ class FrontEnd:
             self.errors.append(text)
 
     def open(self, settings: dict[str, bool | str] | None = None) -> None:
-        """Load the page, with these settings as the user's and without the tour for newcomers."""
-        for name, value in {"Comfy.TutorialCompleted": True, **(settings or {})}.items():
+        """Load the page, with these settings as the user's, without the tour for newcomers and with no panel open."""
+        quiet = {"Comfy.TutorialCompleted": True, "Comfy.RightSidePanel.IsOpen": False}
+        for name, value in {**quiet, **(settings or {})}.items():
             answer = self.page.request.post(
                 f"{self.url}/settings/{name}", data=json.dumps(value), headers={"Content-Type": "application/json"}
             )
