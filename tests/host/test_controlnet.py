@@ -240,14 +240,6 @@ def contradicting_scenes(count: int):
     return scenes, placements
 
 
-def overlap(picture: torch.Tensor, silhouette: torch.Tensor) -> float:
-    """Intersection over union of what is not background in a picture (3, H, W) and a mask (H, W)."""
-    border = torch.cat([picture[:, :2].flatten(1), picture[:, -2:].flatten(1)], 1)
-    distance = (picture - border.median(dim=1).values[:, None, None]).pow(2).sum(0).sqrt()
-    shape = distance > max(0.15, distance.max().item() * 0.5)
-    return ((shape & silhouette).sum() / (shape | silhouette).sum()).item()
-
-
 @pytest.mark.xfail(reason="the demo's ControlNet does not hold the outlines of stars well enough yet", strict=True)
 def test_the_shape_stands_where_its_edges_are(models, control, host_version):
     """40 prompts on the newest host, each with the edges of its shape at another place than it names.
@@ -259,7 +251,7 @@ def test_the_shape_stands_where_its_edges_are(models, control, host_version):
     from torchvision.utils import make_grid, save_image
 
     from pixart.training.demo.drawing import draw as draw_pictures
-    from pixart.training.demo.judge import mistakes
+    from pixart.training.demo.judge import mistakes, silhouette_overlap
     from pixart.training.hints import edges
 
     if host_version < (0, 33):
@@ -288,7 +280,7 @@ def test_the_shape_stands_where_its_edges_are(models, control, host_version):
     def follows(scene, picture, names) -> bool:
         return not [name for name in mistakes(scene, picture) if name in names]
 
-    where = [overlap(p, s) for p, s in zip(drawn[True], silhouettes, strict=True)]
+    where = [silhouette_overlap(p, s) for p, s in zip(drawn[True], silhouettes, strict=True)]
     coloured = [follows(s, p, ("colour", "background")) for s, p in zip(scenes, drawn[True], strict=True)]
     right = sum(iou >= 0.6 and fine for iou, fine in zip(where, coloured, strict=True))
     free = sum(follows(s, p, ("position",)) for s, p in zip(scenes, drawn[False], strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 STAGES = (
     "text", "encoder", "decoder", "sharpen", "diffusion", "outlines", "polish", "practice", "alpha", "kv", "controlnet",
-    "controlnet-practice", "lcm", "restore",
+    "controlnet-practice", "controlnet-finish", "lcm", "restore",
 )  # fmt: skip
 
 
@@ -55,6 +55,11 @@ def main() -> None:
         from . import controlnet
 
         controlnet.practise(args.out, args.seed, args.steps or controlnet.PRACTICE_STEPS)
+    elif args.stage == "controlnet-finish":
+        from . import controlnet
+
+        controlnet.finish(args.out, args.seed, args.steps or controlnet.FINISH_STEPS)
+        print("wrote", controlnet.export(args.out, args.demo))
     elif args.stage == "restore":
         from . import restore
 

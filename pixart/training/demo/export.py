@@ -12,6 +12,8 @@ import argparse
 import hashlib
 import json
 import logging
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ TRANSFORMER = "pixart-demo-sigma.safetensors"
 ENCODER = "pixart-demo-t5.safetensors"
 AUTOENCODER = "pixart-demo-vae.safetensors"
 ALPHA = "pixart-demo-alpha.safetensors"
+CONTROLNET = "pixart-demo-controlnet.safetensors"
 FIGURES = "training.json"
 
 LIMIT = 16 * 2**20
@@ -175,14 +178,37 @@ def export_alpha(out: Path, demo: Path) -> dict:
 
     Raises ValueError when the stage has not been run, or the files that it belongs to are not in ``demo``.
     """
+    need_demo(demo)
+    tensors = transformer_tensors(out, ALPHA_CONFIG, "alpha")
+    metadata = transformer_metadata(ALPHA_CONFIG) | mark_t5(open_t5(demo / ENCODER)).metadata(CHECKPOINT_PREFIX)
+    return add_model(demo, ALPHA, tensors, metadata, out, ("alpha",))
+
+
+def need_demo(demo: Path) -> None:
+    """Raises ValueError when ``demo`` lacks the files that later models belong to."""
     for name in (ENCODER, FIGURES):
         if not (demo / name).is_file():
             raise ValueError(f"{demo / name} is missing: export the demo itself first, without --only.")
-    tensors = transformer_tensors(out, ALPHA_CONFIG, "alpha")
-    metadata = transformer_metadata(ALPHA_CONFIG) | mark_t5(open_t5(demo / ENCODER)).metadata(CHECKPOINT_PREFIX)
+
+
+def add_model(
+    demo: Path, name: str, tensors: Tensors, metadata: dict[str, str], out: Path, stages: Sequence[str]
+) -> dict:
+    """Write a later model to ``demo``, its stages' logs beside it, and its figures into training.json; all figures.
+
+    Of several stages those that were restored from a published file keep the figures that they have.
+    """
+    need_demo(demo)
     figures = json.loads((demo / FIGURES).read_text())
-    figures["stages"]["alpha"] = stage_figures(out, "alpha")
-    figures["files"][ALPHA] = write_model(demo / ALPHA, tensors, metadata)
+    (demo / "logs").mkdir(exist_ok=True)
+    for stage in stages:
+        found = stage_figures(out, stage)
+        if found["steps"]:
+            figures["stages"][stage] = found
+        for log_file in (out / f"{stage}.log.jsonl", out / f"{stage}-previews.log"):
+            if log_file.is_file():
+                shutil.copyfile(log_file, demo / "logs" / log_file.name)
+    figures["files"][name] = write_model(demo / name, tensors, metadata)
     (demo / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 

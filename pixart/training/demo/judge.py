@@ -78,6 +78,14 @@ def describe(picture: torch.Tensor, shapes: Sequence[str] = SHAPES) -> Scene:
     )
 
 
+def silhouette_overlap(picture: torch.Tensor, silhouette: torch.Tensor) -> float:
+    """Intersection over union of what is not background in a picture (3, H, W) and a boolean mask (H, W)."""
+    border = torch.cat([picture[:, :2].flatten(1), picture[:, -2:].flatten(1)], 1)
+    distance = (picture - border.median(dim=1).values[:, None, None]).pow(2).sum(0).sqrt()
+    shape = distance > max(0.15, distance.max().item() * 0.5)
+    return ((shape & silhouette).sum() / (shape | silhouette).sum()).item()
+
+
 def mistakes(wanted: Scene, picture: torch.Tensor, shapes: Sequence[str] = SHAPES) -> list[str]:
     """Names of the attributes that a caption asked for and the picture does not show."""
     seen = describe(picture, shapes)

@@ -44,14 +44,22 @@ def restore(out: Path, demo: Path) -> list[str]:
         "polish": average,
         "practice": average,
     }
+    control_states = {}
+    if (demo / export.CONTROLNET).is_file():
+        control = float32(demo / export.CONTROLNET)
+        average = {"ema": {f"average.control.{name}": value for name, value in control.items()}}
+        control_states = {"controlnet": average, "controlnet-practice": average}
+    states |= control_states
     if not (out / "tokenizer.model").exists():
         (out / "tokenizer.model").write_bytes(tokenizer)
-    restored = [stage for stage in states if stage in figures and not (out / f"{stage}.state.pt").exists()]
+    wanted = set(figures) | set(control_states)
+    restored = [stage for stage in states if stage in wanted and not (out / f"{stage}.state.pt").exists()]
     for log in sorted((demo / "logs").glob("*.log.jsonl")):
         if not (out / log.name).exists():
             shutil.copyfile(log, out / log.name)
     for stage in restored:
-        steps, seconds = figures[stage]["steps"], figures[stage]["seconds"]
+        figure = figures.get(stage, {"steps": 0, "seconds": 0})
+        steps, seconds = figure["steps"], figure["seconds"]
         torch.save(states[stage] | {"next_step": steps, "seconds": seconds}, out / f"{stage}.state.pt")
     return restored
 
