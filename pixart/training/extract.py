@@ -28,7 +28,7 @@ def thin(difference: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
     """A (R, in) and B (out, R) whose product is nearest to a difference (out, in), each with half of its size."""
     left, values, right = torch.linalg.svd(difference, full_matrices=False)
     root = values[:rank].sqrt()
-    return root[:, None] * right[:rank], left[:, :rank] * root
+    return (root[:, None] * right[:rank]).contiguous(), (left[:, :rank] * root).contiguous()
 
 
 @torch.no_grad()

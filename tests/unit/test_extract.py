@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pixart.__main__ import lora_argument
 from pixart.checkpoint import load_transformer, open_checkpoint, state_dict_to_save
+from pixart.checkpoint.keys import diffusers_names
 from pixart.config import PixArtConfig
 from pixart.lora import open_lora
+from pixart.pipeline import PixArtPipeline
 from pixart.training.extract import extract, main
 from pixart.training.initialise import initialise
 from pixart.transformer import PixArtTransformer
@@ -36,8 +44,6 @@ def tuned(rank: int) -> PixArtTransformer:
 
 
 def merged(base: PixArtTransformer, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    from pixart.checkpoint.keys import diffusers_names
-
     weights = {}
     for name, weight in base.named_parameters():
         layers = ["transformer." + part.removesuffix(".weight") for part in diffusers_names(name)]
@@ -89,9 +95,27 @@ def test_the_command_writes_what_the_loader_reads(tmp_path, capsys):
     assert "rank must be 1 or more" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_shape_is_refused(tmp_path, capsys):
-    import dataclasses
+def test_the_pipeline_works_a_lora_into_its_weights(tmp_path):
+    state, _ = extract(model(), tuned(RANK), RANK)
+    save_file(state, tmp_path / "made.safetensors")
+    pipeline = PixArtPipeline(model().requires_grad_(False), None, None, None)
+    pipeline.add_lora(tmp_path / "made.safetensors", 0.5)
+    before, after = dict(model().named_parameters()), dict(tuned(RANK).named_parameters())
+    for name, weight in pipeline.transformer.named_parameters():
+        assert (weight - (before[name] + after[name]) / 2).abs().max() < 1e-6, name
+    small = PixArtTransformer(dataclasses.replace(CONFIG, depth=1))
+    with pytest.raises(ValueError, match="made.safetensors.*changes blocks up to number 1"):
+        PixArtPipeline(small, None, None, None).add_lora(tmp_path / "made.safetensors")
 
+
+def test_a_lora_and_its_strength_on_the_command_line():
+    assert lora_argument("some folder/a.safetensors") == (Path("some folder/a.safetensors"), 1.0)
+    assert lora_argument("a=b.safetensors=-0.5") == (Path("a=b.safetensors"), -0.5)
+    with pytest.raises(argparse.ArgumentTypeError, match="'much' is no strength"):
+        lora_argument("a.safetensors=much")
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path, capsys):
     other = dataclasses.replace(CONFIG, depth=1)
     save_file(state_dict_to_save(model().state_dict(), CONFIG), tmp_path / "base.safetensors")
     save_file(state_dict_to_save(PixArtTransformer(other).state_dict(), other), tmp_path / "other.safetensors")

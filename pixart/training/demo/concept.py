@@ -18,16 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torchvision.utils import save_image
 
 from ...__main__ import DEMO
 from ...checkpoint import load_transformer
-from ...checkpoint.keys import diffusers_names
 from ...pipeline import PixArtPipeline
-from ...transformer import PixArtTransformer
 from .. import __main__ as command
-from ..adapters import PREFIX
 from .captions import COLOURS, POSITIONS, SHAPES, Scene, random_scene
 from .drawing import draw, place
 from .judge import mistakes
@@ -82,17 +78,6 @@ def draw_concept(folder: Path, scenes: list[Scene], seed: int = 5) -> None:
         (folder / f"{number}.txt").write_text(asked(scene))
 
 
-def merge(transformer: PixArtTransformer, lora: Path) -> None:
-    """Add a trained LoRA to the weights, in place."""
-    state = load_file(lora)
-    with torch.no_grad():
-        for name, weight in transformer.named_parameters():
-            parts = [PREFIX + part.removesuffix(".weight") for part in diffusers_names(name)]
-            if parts and f"{parts[0]}.lora_A.weight" in state:
-                deltas = [state[f"{p}.lora_B.weight"] @ state[f"{p}.lora_A.weight"] for p in parts]
-                weight += torch.cat(deltas)
-
-
 def score(pipeline: PixArtPipeline, scenes: list[Scene], sheet: Path, seed: int) -> int:
     """How many of the scenes are drawn right; one picture each."""
     right, pictures = 0, []
@@ -141,7 +126,7 @@ def run(out: Path, method: str, steps: int, folder: Path, judge_seed: int, more:
         raise SystemExit(code)
     file = out / method / f"{LORA if method == 'lora' else FULL}.safetensors"
     if method == "lora":
-        merge(pipeline.transformer, file)
+        pipeline.add_lora(file)
     else:
         pipeline.transformer = load_transformer(file, dtype=torch.float32).requires_grad_(False)
     figures["after"] = {"new": score(pipeline, new, out / f"new-after-{method}.png", judge_seed)}
