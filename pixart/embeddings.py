@@ -121,3 +121,11 @@ class CaptionEmbedder(nn.Module):
 
     def forward(self, caption: torch.Tensor) -> torch.Tensor:
         return self.y_proj(caption)
+
+
+def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """(B, L, …) → (B, length, …), zeros after the end; captions of different lengths then share a batch."""
+    missing = length - tensor.shape[1]
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], dim=1)

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from ...checkpoint import load_transformer, open_checkpoint
+from ...embeddings import pad_tokens
 from ...sampling import LCM_GRID, boundary, lcm_timesteps
 from ...transformer import PixArtTransformer
 from ..extract import extract, extract_metadata
 from .captions import random_caption
-from .diffusion import CONFIG, NATIVE, WIDE, DiffusionTask, Phase, average_of, pad_tokens
+from .diffusion import CONFIG, NATIVE, WIDE, DiffusionTask, Phase, average_of
 from .export import TRANSFORMER, add_model, half, read_state
 from .latents import teacher_latents
 from .restore import published
