@@ -11,21 +11,26 @@ JSON, sheets of pictures to ``--out``.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torchvision.utils import save_image
 
 from ...__main__ import DEMO
 from ...checkpoint import load_transformer
 from ...pipeline import PixArtPipeline
 from .. import __main__ as command
+from ..trainer import LOG
 from .captions import COLOURS, POSITIONS, SHAPES, Scene, random_scene
 from .drawing import draw, place
+from .export import FIGURES
 from .judge import mistakes
 
 CONCEPT, COLOUR, SIZE = "cross", "orange", "large"
@@ -38,7 +43,7 @@ LORA = "pixart-demo-lora"
 FULL = "pixart-demo-dreambooth"
 
 RECIPES = {
-    "lora": ["--rank", "16", "--targets", "all", "--learning-rate", "5e-4", "--name", LORA],
+    "lora": ["--rank", "16", "--targets", "all", "--learning-rate", "5e-4", "--save-dtype", "fp16", "--name", LORA],
     "full": ["--method", "full", "--learning-rate", "2e-4", "--save-dtype", "fp16", "--name", FULL],
 }
 
@@ -134,6 +139,23 @@ def run(out: Path, method: str, steps: int, folder: Path, judge_seed: int, more:
     return figures
 
 
+def publish(out: Path, method: str, demo: Path, figures: dict) -> Path:
+    """Put the trained file among the demo's, with its log and what it scored."""
+    name = f"{LORA if method == 'lora' else FULL}.safetensors"
+    shutil.copyfile(out / method / name, demo / name)
+    shutil.copyfile(out / method / LOG, demo / "logs" / f"{method}.log.jsonl")
+    told = json.loads((demo / FIGURES).read_text())
+    data = (demo / name).read_bytes()
+    told["stages"][method] = {key: value for key, value in figures.items() if key != "method"}
+    told["files"][name] = {
+        "parameters": sum(tensor.numel() for tensor in load_file(demo / name).values()),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    (demo / FIGURES).write_text(json.dumps(told, indent=2) + "\n")
+    return demo / name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pixart.training.demo.concept", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("concept-run"), help="folder for everything")
@@ -141,8 +163,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--demo", type=Path, default=DEMO, help="folder with the demo's files")
     parser.add_argument("--judge-seed", type=int, default=11, help="which prompts and noise are judged")
+    parser.add_argument("--publish", action="store_true", help="put the trained file into the folder of the demo")
     args, more = parser.parse_known_args()
-    sys.stdout.write(json.dumps(run(args.out, args.method, args.steps, args.demo, args.judge_seed, more)) + "\n")
+    figures = run(args.out, args.method, args.steps, args.demo, args.judge_seed, more)
+    sys.stdout.write(json.dumps(figures) + "\n")
+    if args.publish:
+        sys.stdout.write(f"{publish(args.out, args.method, args.demo, figures)}\n")
 
 
 if __name__ == "__main__":
