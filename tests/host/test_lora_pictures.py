@@ -53,7 +53,7 @@ def with_lora(node_classes, model, name: str, strength: float = 1.0):
 
 
 def test_the_subject_is_drawn_where_it_was_never_seen_and_the_rest_is_kept(models, node_classes, host_version):
-    """20 places and backgrounds that are not among the ten pictures it was trained on, and old prompts; 6 on older hosts.
+    """20 places and backgrounds that were not among its ten pictures, and 20 old prompts; 6 on older hosts.
 
     Right: shape, colour, place and background.
     """
