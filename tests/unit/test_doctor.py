@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pixart import doctor
-from pixart.doctor import CAPTION, CHECKPOINT, CONTROLNET, LORA, T5, VAE, look_at
+from pixart.doctor import CAPTION, CHECKPOINT, CONTROLNET, LORA, VAE, look_at
 from pixart.text.captions import Caption, save_caption
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
