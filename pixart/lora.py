@@ -58,12 +58,26 @@ def open_lora(path: str | Path) -> Lora:
     Raises FileNotFoundError for a missing path and ValueError, naming the file, for anything that is no LoRA for
     PixArt: the message says what it is instead and what to do.
     """
+    return _open(path, whole=True)
+
+
+def peek_lora(path: str | Path) -> Lora:
+    """What a LoRA file is, from its names and shapes: the numbers are not read, so that NaN stays unseen.
+
+    Raises what ``open_lora`` raises. Its tensors lie in the file's pages and are not for use.
+    """
+    return _open(path, whole=False)
+
+
+def _open(path: str | Path, whole: bool) -> Lora:
     path = Path(path)
     try:
         weights = read_weights(path)
-        # Copied out of the file's pages: a training may write the next save over it while the LoRA is in use.
-        tensors = {name: tensor.clone() for name, tensor in weights.tensors.items()}
-        return _understand(path, tensors, weights.metadata, _beside(weights.file))
+        tensors = weights.tensors
+        if whole:
+            # Copied out of the file's pages: a training may write the next save over it while the LoRA is in use.
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        return _understand(path, tensors, weights.metadata, _beside(weights.file), whole)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -165,7 +179,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _understand(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], beside: tuple[dict[str, Any], str]
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    beside: tuple[dict[str, Any], str],
+    whole: bool,
 ) -> Lora:
     if not tensors:
         raise ValueError("The file holds no tensors. Choose a file of LoRA weights.")
@@ -183,7 +201,7 @@ def _understand(
             f"No layer of a PixArt transformer or of T5 is named in this file; it names {names}. It is a LoRA for "
             "another model, or no LoRA. Choose one that was trained on PixArt."
         )
-    _check_numbers({stem: parts for stem, (_, parts) in groups.items()})
+    _check_numbers({stem: parts for stem, (_, parts) in groups.items()}, whole)
     stems = [stem for stem, (address, _) in groups.items() if not address.text] or list(groups)
     scales = _Scales(metadata, beside, raw_peft=any(_RAW_PEFT.match(stem) for stem in groups))
     adapters: dict[bool, list[Adapter]] = {True: [], False: []}
@@ -228,13 +246,13 @@ def _group(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, tuple[Address
     return groups, list(dict.fromkeys(leftover))
 
 
-def _check_numbers(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+def _check_numbers(groups: Mapping[str, Mapping[str, torch.Tensor]], whole: bool) -> None:
     for stem, parts in groups.items():
         for role, tensor in parts.items():
             if not tensor.is_floating_point() and role != "alpha":
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise ValueError(f"{stem} holds {kind} values ({role}), not numbers of a LoRA: the file is quantised.")
-            if not torch.isfinite(tensor.float()).all():
+            if whole and not torch.isfinite(tensor.float()).all():
                 raise ValueError(
                     f"{stem} holds NaN or infinity ({role}): the training that wrote the file diverged, or it "
                     "overflowed when converted to half precision. Choose another save of the LoRA."

@@ -15,10 +15,11 @@ from typing import Any
 
 from aiohttp import web
 
-from ...pixart.doctor import CHECKPOINT, T5, look_at
+from ...pixart.doctor import CAPTION, CHECKPOINT, CONTROLNET, LORA, T5, look_at
 from ...pixart.resolution import OTHER_NAMES, size_table
 from ...pixart.text.cleaning import clean_prompt
 from . import doctor, folders
+from .caption_files import find_caption
 from .text import Counter
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,14 @@ MOST_BYTES = 256 * 1024
 
 REMEMBERED = 16
 MOST_TOKENS = 4096
-FOLDERS = {CHECKPOINT: folders.CHECKPOINTS, T5: folders.TEXT_ENCODERS}
+FOLDERS = {
+    CHECKPOINT: folders.CHECKPOINTS,
+    T5: folders.TEXT_ENCODERS,
+    LORA: folders.LORAS,
+    CONTROLNET: folders.CONTROL_NETS,
+}
+KINDS = (*FOLDERS, CAPTION)
+"""What a file may be asked about as; captions lie in input and output too, and have a finder of their own."""
 
 
 class Desk:
@@ -68,7 +76,7 @@ class Desk:
     def detect(self, kind: str, name: str) -> dict:
         """What the file that a loader's list names is."""
         try:
-            path = folders.find(FOLDERS[kind], name)
+            path = find_caption(name) if kind == CAPTION else folders.find(FOLDERS[kind], name)
         except ValueError as error:
             return {"title": "", "facts": {}, "trouble": str(error)}
         found = self.recall(kind, path, lambda: look_at(path, kind))
@@ -150,8 +158,8 @@ def add_routes(routes: web.RouteTableDef) -> None:
     @answering
     async def detect(request: web.Request) -> dict:
         kind, name = request.query.get("kind", ""), request.query.get("name", "")
-        if kind not in FOLDERS:
-            raise ValueError(f"kind must be one of {', '.join(FOLDERS)}.")
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}.")
         return await desk.ask(lambda: desk.detect(kind, name))
 
     @routes.get("/pixart/resolutions")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from front_end import FrontEnd
+from front_end import OLDEST_TOO, FrontEnd
 from playwright.sync_api import expect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def pack_nodes() -> list[str]:
     return sorted(json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes-2.0"])
+@OLDEST_TOO
 def test_every_workflow_opens_whole(front_end: FrontEnd, nodes_2: bool):
     front_end.open({"Comfy.VueNodes.Enabled": nodes_2, "Comfy.Locale": "en",
                     "Comfy.Workflow.ShowMissingModelsWarning": False})  # fmt: skip
@@ -49,19 +49,45 @@ def test_every_workflow_opens_whole(front_end: FrontEnd, nodes_2: bool):
     assert front_end.errors == []
 
 
-def test_blueprints_are_offered_and_hold_only_known_nodes(front_end: FrontEnd):
+BLUEPRINTS = sorted(path.stem for path in (ROOT / "subgraphs").glob("*.json"))
+SHOWN = "() => app.graph.nodes[0].widgets.map(widget => widget.label ?? widget.name)"
+CHOOSE = """([label, value]) => {
+    const widget = app.graph.nodes[0].widgets.find(each => (each.label ?? each.name) === label);
+    widget.value = value;
+    widget.callback?.(value);
+}"""
+CHOSEN = {
+    "prompt": "a star", "negative prompt": "blur", "seed": 7, "steps": 3, "cfg": 2.5, "enlarge": 1.5, "strength": 0.5,
+    "checkpoint": "pixart-demo-sigma.safetensors", "base": "512",
+}  # fmt: skip
+
+
+@pytest.mark.oldest
+def test_blueprints_are_one_node_whose_widgets_reach_the_nodes_inside(front_end: FrontEnd):
     front_end.open({"Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"})
     page = front_end.page
-    for path in sorted((ROOT / "subgraphs").glob("*.json")):
-        page.evaluate(LOAD, json.loads(path.read_text(encoding="utf-8")))
+    assert len(BLUEPRINTS) == 3
+    for name in BLUEPRINTS:
+        source = json.loads((ROOT / "tools" / "blueprints" / f"{name}.json").read_text(encoding="utf-8"))
+        page.evaluate(LOAD, json.loads((ROOT / "subgraphs" / f"{name}.json").read_text(encoding="utf-8")))
         page.wait_for_function("() => app.graph.nodes.length === 1 && app.graph.nodes[0].subgraph")
         inner = page.evaluate("() => app.graph.nodes[0].subgraph.nodes.map(node => [node.type, !!node.has_errors])")
         assert [kind for kind, broken in inner if broken] == []
-        shown = page.evaluate("() => app.graph.nodes[0].widgets.map(widget => widget.label ?? widget.name)")
-        assert {"prompt", "ratio", "checkpoint"} <= set(shown)
+        labels = list(dict.fromkeys(label for _, entry, label in source["inputs"] if entry != "image"))
+        assert page.evaluate(SHOWN) == labels, name
+        assert page.evaluate("() => app.graph.nodes[0].size[1]") < 900, "its text fields have grown out of hand"
+        chosen = {label: value for label, value in CHOSEN.items() if label in labels}
+        for label, value in chosen.items():
+            page.evaluate(CHOOSE, [label, value])
         queued = page.evaluate("async () => (await app.graphToPrompt()).output")
-        assert {node["class_type"] for node in queued.values()} >= {"PixArtTextEncode", "PixArtResolution", "KSampler"}
-        front_end.screenshot(front_end.pictures / f"blueprint-{path.stem}.png")
+        holder = page.evaluate("() => app.graph.nodes[0].id")
+        reached = {
+            (label, queued[f"{holder}:{key}"]["inputs"][entry])
+            for key, entry, label in source["inputs"]
+            if label in chosen
+        }
+        assert reached == set(chosen.items()), name
+        front_end.screenshot(front_end.pictures / f"blueprint-{name}.png")
     assert front_end.errors == []
 
 
