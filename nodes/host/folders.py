@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import folder_paths
+
+from ...pixart.names import leads_out
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 DEMO_KINDS = ("checkpoints", "text_encoders", "vae", "loras", "controlnet")
@@ -107,7 +109,7 @@ def find(kinds: tuple[str, ...], name: str) -> str:
     are followed as in all of the host's loaders, links from one folder to another only within a model folder.
     Raises ValueError when the name is not there, or leads elsewhere.
     """
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+    if leads_out(name):
         raise ValueError(f"{name!r} {OUTSIDE}")
     for kind in kinds:
         if kind != FOLDERS_ONLY and kind in folder_paths.folder_names_and_paths:
