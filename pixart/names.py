@@ -18,6 +18,8 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])",
 _INVISIBLE = re.compile("[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 """Marks that turn the direction of text, or break a line: what follows them is not where it seems to be."""
 
+_SLASHES = "[/\\\\\u2044\u2215\u2216\u29f5\u29f8]"
+
 
 def leads_out(name: str) -> bool:
     """Whether a name is absolute or has ``..`` in it, as POSIX or as Windows reads it."""
@@ -36,7 +38,7 @@ def oddity(name: str, windows: bool = os.name == "nt") -> str:
     for character in name:
         if unicodedata.category(character) in ("Cc", "Cs") or _INVISIBLE.match(character):
             return f"holds the character U+{ord(character):04X}, which cannot be seen"
-        if re.search(r"[/\\]", unicodedata.normalize("NFKC", character)) and character not in "/\\":
+        if character not in "/\\" and re.search(_SLASHES, unicodedata.normalize("NFKC", character)):
             return f"holds the character U+{ord(character):04X}, which only looks like a slash"
     if windows and ":" in name:
         return "holds a colon, which names a drive or a stream of a file"

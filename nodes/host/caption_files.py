@@ -93,12 +93,10 @@ def save_conditioning(conditioning: list, prefix: str, dtype: torch.dtype | None
     captions = list(captions_in(conditioning))
     output = folder_paths.get_output_directory()
     wanted = Path(output, os.path.normpath(prefix))
-    if names.leads_out(prefix) or not prefix.strip() or not wanted.name:
-        raise ValueError(f"The filename_prefix {prefix!r} leads out of the output folder, or names no file. {REMEDY}")
-    if oddity := names.oddity(prefix):
+    if not names.leads_out(prefix) and (oddity := names.oddity(prefix)) and prefix.strip():
         raise ValueError(f"The filename_prefix {prefix!r} {oddity}. {REMEDY}")
-    if not inside(wanted.parent, output):
-        raise ValueError(f"The filename_prefix {prefix!r} leads out of the output folder through a link. {REMEDY}")
+    if names.leads_out(prefix) or not prefix.strip() or not wanted.name or not inside(wanted.parent, output):
+        raise ValueError(f"The filename_prefix {prefix!r} leads out of the output folder, or names no file. {REMEDY}")
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
     saved = []
     for number, (caption, left) in enumerate(captions, start=counter):

@@ -105,9 +105,9 @@ def roots(kinds) -> list[str]:
 def find(kinds: tuple[str, ...], name: str) -> str:
     """Full path of the model file or model folder named in a workflow.
 
-    Looked up only inside the host's model folders of these kinds: a workflow may come from anyone. Links to files
-    are followed as in all of the host's loaders, links from one folder to another only within a model folder.
-    Raises ValueError when the name is not there, or leads elsewhere.
+    Looked up only inside the host's model folders of these kinds: a workflow may come from anyone. A file must be in
+    the host's own list, which follows links, since their owner made them; a folder that is a model may be a link only
+    within a model folder. Raises ValueError when the name is not there, or leads elsewhere.
     """
     if leads_out(name):
         raise ValueError(f"{name!r} {OUTSIDE}")
