@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ...pixart.evaluation.prompts import SUFFIXES, Prompt, choose, read_prompts
-from ...pixart.evaluation.results import SHEET, TABLE, Result, picture_name, recorded, write_table
+from ...pixart.evaluation.results import SHEET, TABLE, Result, picture_name, recorded, save_picture, write_table
 from ...pixart.evaluation.sheet import Entry, draw_sheet
 from . import folders
 from .caption_files import inside
@@ -176,9 +176,8 @@ def contact_sheet(
         entries = [entry_of(picture, result) for picture, result in zip(pictures, results, strict=True)]
         return to_image(draw_sheet(entries, columns, settings)), "", f"{len(entries)} pictures"
     folder = run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
     for picture, result in zip(pictures, results, strict=True):
-        picture.save(folder / result.file)
+        save_picture(picture, folder / result.file)
     # The label may be another text than the prompt; the table, by which a run goes on, holds the prompt.
     own = {r.index: Result(**{**vars(r), "prompt": p.text}) for r, p in zip(results, prompts.prompts, strict=True)}
     done = recorded(folder) | own
@@ -189,7 +188,7 @@ def contact_sheet(
         with Image.open(folder / result.file) as picture:
             entries.append(entry_of(picture.copy(), result))
     sheet = draw_sheet(entries, columns, settings)
-    sheet.save(folder / SHEET)
+    save_picture(sheet, folder / SHEET)
     return to_image(sheet), str(folder / TABLE), f"{len(results)} pictures, {len(shown)} in {folder}"
 
 
