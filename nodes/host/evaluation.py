@@ -15,7 +15,7 @@ from PIL import Image
 
 from ...pixart import names
 from ...pixart.evaluation.prompts import SUFFIXES, Prompt, choose, read_prompts
-from ...pixart.evaluation.results import SHEET, TABLE, Result, picture_name, recorded, write_table
+from ...pixart.evaluation.results import SHEET, TABLE, Result, picture_name, recorded, save_picture, write_table
 from ...pixart.evaluation.sheet import Entry, draw_sheet
 from . import folders
 from .caption_files import inside
@@ -186,7 +186,6 @@ def contact_sheet(
         entries = [entry_of(picture, result) for picture, result in zip(pictures, results, strict=True)]
         return to_image(draw_sheet(entries, columns, settings)), "", f"{len(entries)} pictures"
     folder = run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
     for picture, result in zip(pictures, results, strict=True):
         save_picture(picture, folder / result.file)
     # The label may be another text than the prompt; the table, by which a run goes on, holds the prompt.

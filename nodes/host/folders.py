@@ -126,9 +126,19 @@ def find(kinds: tuple[str, ...], name: str) -> str:
 
 
 def stamp(kinds: tuple[str, ...], name: str | None) -> str:
-    """Changes when the file of this name does, for the host's cache; empty where the name is not known yet."""
+    """Changes when the file of this name does, or one in the folder of this name, for the host's cache; empty where
+    the name is not known yet.
+    """
     try:
-        status = os.stat(find(kinds, name)) if name else None
+        path = find(kinds, name) if name else None
+        files = [path] if path else []
+        if path and os.path.isdir(path):
+            files = [os.path.join(folder, file) for folder, _, inside in walk(path) for file in inside]
+        return " ".join(stamp_of(os.stat(file)) for file in files)
     except (ValueError, OSError):
         return ""  # the node itself says what is wrong when it runs
-    return f"{status.st_mtime_ns} {status.st_size}" if status else ""
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """The file itself too: one moved into its place may be as old and as long."""
+    return f"{status.st_mtime_ns}:{status.st_size}:{status.st_ino}"

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from PIL import Image
+
+from ..files import written
+
 TABLE = "results.csv"
 SHEET = "sheet.png"
 MAX_BYTES = 64 * 2**20
@@ -91,12 +95,16 @@ def recorded(folder: Path) -> dict[int, Result]:
 
 def write_table(path: Path, results: Iterable[Result]) -> None:
     """All rows, in the order of the prompt file, put in place at once."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with written(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, NAMES)
         writer.writeheader()
         writer.writerows(asdict(result) for result in sorted(results, key=lambda result: result.index))
-    os.replace(partial, path)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """A PNG, put in place at once: a picture that is there counts as drawn."""
+    with written(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def check_same_run(results: Iterable[Result], settings: str, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save
 
 from ..checkpoint import Checkpoint, config_metadata, state_dict_to_save
 from ..config import PixArtConfig
+from ..files import written
 from .adapters import PREFIX
 from .settings import COMPRESSION, CONTROLNET, FULL, LORA, TrainSettings
 
@@ -64,12 +64,9 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
     header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + length])}
     packed = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
     packed += b" " * (-len(packed) % 8)  # the format wants the tensors to start at a multiple of 8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with written(path) as partial, partial.open("wb") as file:
         file.write(len(packed).to_bytes(8, "little") + packed)
         file.write(memoryview(data)[8 + length :])
-    os.replace(partial, path)
 
 
 def common_metadata(
