@@ -201,14 +201,6 @@ def contact_sheet(
     return to_image(sheet), str(folder / TABLE), f"{len(results)} pictures, {len(shown)} in {folder}"
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG: whole or not at all, and in place of a link of that name, never through it."""
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    picture.save(partial, format="PNG")
-    os.replace(partial, path)
-
-
 def open_picture(path: Path) -> Image.Image:
     """A picture of a run, in memory. Raises ValueError for one that cannot be read or is far too large."""
     try:
