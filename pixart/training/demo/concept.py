@@ -35,7 +35,7 @@ from .judge import mistakes
 
 CONCEPT, COLOUR, SIZE = "cross", "orange", "large"
 """What the word means; captions say the word alone."""
-PICTURES, CLASS_PICTURES = 10, 60
+PICTURES, CLASS_PICTURES = 10, 200
 JUDGED = ("background", "colour", "shape", "position")
 SIDE = 128
 
