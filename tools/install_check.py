@@ -65,15 +65,15 @@ def installers(base: Path) -> Path:
     return python_of(place)
 
 
-def said(command: list, **options) -> str:
-    """What a command prints. Raises Wrong, with its output, when it fails."""
+def said(command: list, both: bool = False, **options) -> str:
+    """What a command prints, its errors too when ``both``. Raises Wrong, with its output, when it fails."""
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, errors="replace", timeout=1800, **options
     )
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
         raise Wrong(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{tail}")
-    return done.stdout
+    return done.stdout + (done.stderr if both else "")
 
 
 def module(name: str, python: Path) -> list:
@@ -133,7 +133,7 @@ def boot(host: Host, python: Path, log: Path) -> dict:
 
 def check_archive(clone: Path, python: Path, street: Path) -> None:
     """``comfy node validate`` and ``pack``; the archive goes where the registry hands it out."""
-    told = said([*module("comfy", python), "--skip-prompt", "node", "validate"], cwd=clone)
+    told = said([*module("comfy", python), "--skip-prompt", "node", "validate"], both=True, cwd=clone)
     if "warning" in told.lower() or "passed" not in told:
         raise Wrong(f"comfy node validate: {told}")
     said([*module("comfy", python), "--skip-prompt", "node", "pack"], cwd=clone)
@@ -142,9 +142,8 @@ def check_archive(clone: Path, python: Path, street: Path) -> None:
         names = archive.namelist()
     if wrong := [name for name in names if name.startswith(UNWANTED)]:
         raise Wrong(f"The archive holds {', '.join(wrong[:8])}.")
-    say(
-        f"comfy node validate is clean; the archive holds {len(names)} files, {(street / 'node.zip').stat().st_size} bytes"
-    )
+    size = (street / "node.zip").stat().st_size
+    say(f"comfy node validate is clean; the archive holds {len(names)} files, {size} bytes")
 
 
 def with_released_files(info: dict) -> dict:
