@@ -20,9 +20,8 @@ BACK, BLUE, INK = (24, 26, 32), (100, 181, 246), (236, 240, 246)
 COLOURS = ((239, 83, 80), (255, 167, 38), (255, 238, 88), (102, 187, 106), (66, 165, 245), (171, 71, 188))
 CARDS = {
     "text_to_image_sigma": ("PixArt Sigma", "text to image, 1024"),
-    "text_to_image_sigma_2k": ("PixArt Sigma 2K", "text to image, 2560 × 1536"),
-    "text_to_image_alpha": ("PixArt alpha", "text to image, 1024"),
-    "offline_captions": ("Saved captions", "draw without T5, demo"),
+    "text_to_image_sigma_2k": ("PixArt Sigma 2K", "text to image, 2560 by 1536"),
+    "text_to_image_alpha_1024": ("PixArt alpha", "text to image, 1024"),
     "offline_captions_save": ("Save captions", "encode once, demo"),
     "offline_captions_sigma": ("Saved captions", "draw without T5, Sigma"),
     "offline_captions_save_sigma": ("Save captions", "encode once with T5-XXL"),
