@@ -51,6 +51,10 @@ class PixArtLoadT5(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, t5_name: str | None = None, **others) -> str:
+        return folders.stamp(folders.TEXT_ENCODERS, t5_name)
+
+    @classmethod
     def execute(cls, t5_name: str, dtype: str = "auto", device: str = "auto") -> io.NodeOutput:
         return io.NodeOutput(t5.load_clip(folders.find(folders.TEXT_ENCODERS, t5_name), dtype, device))
 

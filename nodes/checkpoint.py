@@ -43,6 +43,10 @@ class PixArtLoadCheckpoint(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, ckpt_name: str | None = None, **others) -> str:
+        return folders.stamp(folders.CHECKPOINTS, ckpt_name)
+
+    @classmethod
     def execute(cls, ckpt_name: str, weight_dtype: str = "auto", variant: str = "auto") -> io.NodeOutput:
         path = folders.find(folders.CHECKPOINTS, ckpt_name)
         return io.NodeOutput(load_model(path, weight_dtype, variant))

@@ -31,6 +31,10 @@ class PixArtLoadControlNet(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, control_net_name: str | None = None, **others) -> str:
+        return folders.stamp(folders.CONTROL_NETS, control_net_name)
+
+    @classmethod
     def execute(cls, control_net_name: str) -> io.NodeOutput:
         return io.NodeOutput(load_control(folders.find(folders.CONTROL_NETS, control_net_name)))
 

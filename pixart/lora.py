@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ from .lora_foreign import name_foreign_lora
 from .lora_names import Address, find_layer, name_dialect, split_role
 
 PEFT_DEFAULT_ALPHA = 8
+
+MAX_CONFIG = 2**20
+"""Bytes of a PEFT configuration."""
+
+MAX_PATTERNS = 2000
+_PATTERN = re.compile(r"([\w.|()\[\]^$\\-]|(?<=\\d)\+){1,500}")
+_MOST = {"|": 16, "(": 3, "+": 2}
+"""Of an expression in a configuration: names, few choices, and no repetition but of digits.
+
+One made for it could take longer than the universe has to be matched. PEFT itself writes names of layers.
+"""
 
 _PRODUCTS = ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2")
 _RAW_PEFT = re.compile(r"^(unet\.|transformer\.)?base_model\.model\.")
@@ -171,6 +183,8 @@ def _beside(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    if (size := file.stat().st_size) > MAX_CONFIG:
+        raise ValueError(f"{file.name} beside the file has {size} bytes, more than {MAX_CONFIG}. Take it away.")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -281,6 +295,8 @@ class _Scales:
         """layer: the stem in the file, which patterns of a configuration are matched against."""
         if alpha is not None:
             self.used["the alpha tensors in the file"] += 1
+            if alpha.numel() != 1 or alpha.is_complex():
+                raise ValueError(f"{layer}: alpha has shape {list(alpha.shape)} of {alpha.dtype}, not one number.")
             return float(alpha) / rank
         if self.config:
             value = self.config.get("lora_alpha", self.config.get("alpha", PEFT_DEFAULT_ALPHA))
@@ -305,8 +321,10 @@ def _stated_config(metadata: Mapping[str, str]) -> tuple[dict[str, Any], str] | 
     if nested:
         try:
             content = json.loads(nested)
-        except ValueError as error:
-            raise ValueError(f"lora_adapter_metadata in the file is not valid JSON ({error}).") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"lora_adapter_metadata in the file is not valid JSON ({str(error)[:120]}).") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"lora_adapter_metadata in the file is a JSON {type(content).__name__}, not an object.")
         config = {key.rpartition(".")[2]: value for key, value in content.items() if key.startswith("transformer.")}
         config = config or {key: value for key, value in content.items() if "." not in key}
         if "lora_alpha" in config:
@@ -319,20 +337,37 @@ def _stated_config(metadata: Mapping[str, str]) -> tuple[dict[str, Any], str] | 
 
 def _by_pattern(patterns: Any, layer: str, default: Any) -> Any:
     """PEFT's alpha_pattern: the value of the first expression that matches the end of a layer's name in diffusers."""
+    if patterns is not None and not isinstance(patterns, dict):
+        raise ValueError(f"alpha_pattern in the LoRA's configuration is a {type(patterns).__name__}, not an object.")
+    if patterns and len(patterns) > MAX_PATTERNS:
+        raise ValueError(f"alpha_pattern in the LoRA's configuration has {len(patterns)} names, over {MAX_PATTERNS}.")
     name = re.sub(r"^(unet\.|transformer\.)?(base_model\.model\.)?", "", layer)
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"{pattern}$" if pattern.startswith("^") else rf"(.*\.)?({pattern})$", name):
+        if _expression(pattern).match(name):
             return value
     return default
+
+
+@lru_cache(maxsize=MAX_PATTERNS)
+def _expression(pattern: str) -> re.Pattern:
+    if not _PATTERN.fullmatch(pattern) or any(pattern.count(sign) > most for sign, most in _MOST.items()):
+        raise ValueError(
+            f"alpha_pattern in the LoRA's configuration has {pattern[:80]!r}; names of layers are read, with a few "
+            "choices (a|b), classes [ab] and numbers \\d+, but nothing else that repeats. Write the names out."
+        )
+    try:
+        return re.compile(rf"{pattern}$" if pattern.startswith("^") else rf"(.*\.)?({pattern})$")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"alpha_pattern in the LoRA's configuration has {pattern[:80]!r}: {error}.") from error
 
 
 def _number(value: Any, place: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"The alpha in {place} is {str(value)[:40]!r}; it must be a number.")
+        raise ValueError(f"The alpha or rank in {place} is {str(value)[:40]!r}; it must be a number.")
     return number
 
 
@@ -358,7 +393,10 @@ def _adapters(
             scale = scales.scale(stem, rank, parts.get("alpha"))
         elif scales.config.get("peft_type") == "LOKR":
             # PEFT scales a LoKr of two full factors too; LyCORIS does not.
-            scale = scales.scale(stem, int(scales.config.get("r", 8)), parts.get("alpha"))
+            rank_of_all = _number(scales.config.get("r", 8), scales.place)
+            if rank_of_all < 1:
+                raise ValueError(f"The rank r in {scales.place} is {rank_of_all:g}; it must be 1 or more.")
+            scale = scales.scale(stem, int(rank_of_all), parts.get("alpha"))
             main["lokr_w1"] = main["lokr_w1"] * scale
         magnitude = _magnitude(parts.get("magnitude"), main.get("lora_up.weight"))
         made.append(

@@ -41,6 +41,13 @@ def modulated_norm(norm: nn.LayerNorm, x: torch.Tensor, shift: torch.Tensor, sca
     return nn.functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
+def accumulate(x: torch.Tensor, addition: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+    """``x + gate * addition``; written into x, which must be the caller's own, unless a gradient needs what it was."""
+    if x.requires_grad or addition.requires_grad:
+        return x + addition if gate is None else torch.addcmul(x, gate, addition)
+    return x.add_(addition) if gate is None else x.addcmul_(gate, addition)
+
+
 def narrow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``x`` in ``dtype``; what lies beyond its largest number is set to that number, not to infinity."""
     if x.dtype == dtype:
@@ -78,9 +85,9 @@ class Block(nn.Module):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)  # (B, 1, D)
         normed = modulated_norm(self.norm1, x, shift_msa, scale_msa)
         x = torch.addcmul(x, gate_msa, self.attn(narrow(normed, t0.dtype), transformer_options))
-        x = x + self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options, keys_values)
+        x = accumulate(x, self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options, keys_values))
         normed = modulated_norm(self.norm2, x, shift_mlp, scale_mlp)
-        return torch.addcmul(x, gate_mlp, self.mlp(narrow(normed, t0.dtype)))
+        return accumulate(x, self.mlp(narrow(normed, t0.dtype)), gate_mlp)
 
 
 class FinalLayer(nn.Module):

@@ -123,14 +123,24 @@ class Server:
     """
 
     def __init__(
-        self, host: Host, python: Path, *, cpu: bool, log: Path, pack: Path = ROOT, options: Sequence[str] = ()
+        self,
+        host: Host,
+        python: Path,
+        *,
+        cpu: bool,
+        log: Path,
+        pack: Path = ROOT,
+        options: Sequence[str] = (),
+        others: Sequence[Path] = (),
     ):
+        """others: folders of further custom nodes."""
         self.host = host
         self.python = python
         self.cpu = cpu
         self.log = log
         self.pack = pack
         self.options = tuple(options)
+        self.others = tuple(others)
         self.port = free_port()
         self.process: subprocess.Popen | None = None
         self.base: Path | None = None
@@ -157,6 +167,8 @@ class Server:
         for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (self.base / folder).mkdir()
         link_pack(self.pack, self.base / "custom_nodes" / PACK_FOLDER)
+        for other in self.others:
+            shutil.copytree(other, self.base / "custom_nodes" / other.name)
 
     def start(self) -> None:
         """Start the process and wait until it answers. Raises HostError with the log's end when it does not."""

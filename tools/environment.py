@@ -79,8 +79,16 @@ def environment(for_host: bool) -> Path:
     return python_of(place)
 
 
-def build(place: Path, files: Sequence[Requirements] = (), packages: Sequence[str] = ()) -> None:
+def build(
+    place: Path,
+    files: Sequence[Requirements] = (),
+    packages: Sequence[str] = (),
+    without_dependencies: Sequence[str] = (),
+    interpreter: str | Path = sys.executable,
+) -> None:
     """Fill a folder of a temporary name and rename it when complete, so that a broken-off set-up is never used.
+
+    Packages are installed before the files, so that a version that is named is there before anything asks for any.
 
     Console scripts in such an environment carry the temporary name: call modules with ``python -m`` instead.
     """
@@ -89,13 +97,15 @@ def build(place: Path, files: Sequence[Requirements] = (), packages: Sequence[st
     unfinished = Path(tempfile.mkdtemp(prefix=place.name + "-unfinished-", dir=place.parent))
     try:
         say("  creating the environment")
-        run([sys.executable, "-m", "venv", str(unfinished)], timeout=300, hint="On Debian: apt install python3-venv.")
+        run([str(interpreter), "-m", "venv", str(unfinished)], timeout=300, hint="On Debian: apt install python3-venv.")
         python = python_of(unfinished)
+        if packages:
+            install(python, ", ".join(packages), *packages)
+        if without_dependencies:
+            install(python, ", ".join(without_dependencies), "--no-deps", *without_dependencies)
         for file in files:
             options = () if file.with_dependencies else ("--no-deps",)
             install(python, file.path.relative_to(ROOT).as_posix(), *options, "-r", str(file.path))
-        if packages:
-            install(python, ", ".join(packages), *packages)
         try:
             unfinished.rename(place)
         except OSError:

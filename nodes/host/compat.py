@@ -77,6 +77,11 @@ def weights_in_use(patcher) -> tuple:
     return () if hooks is None else tuple((hook.hook_ref, hook.strength) for hook in hooks.hooks)
 
 
+def loaded_weights(model) -> object:
+    """Changes when the host loads or unloads a model, with the patches it then has in its weights."""
+    return getattr(model, "current_weight_patches_uuid", None)
+
+
 def host_version() -> str:
     """ComfyUI's own version, "unknown" for builds that do not carry it."""
     try:

@@ -103,6 +103,8 @@ class PixArtModel(comfy.model_base.PixArt):
         """The host's, with what the sampling run has learned of these captions at an earlier step."""
         options = transformer_options or {}
         state = options.get(run.STATE)
+        if state is not None:
+            state.keep_loaded(self)
         if state is not None and c_crossattn is not None:
             c_crossattn, options = state.prepare(self, x, c_crossattn, kwargs.get("caption_mask"), options)
         return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)

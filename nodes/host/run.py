@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import comfy.model_management
 import comfy.model_patcher
 import torch
@@ -11,15 +13,37 @@ from ...pixart.prepared import SamplingRun
 from ...pixart.transformer import GRIDS, PREPARED
 from . import compat
 
+log = logging.getLogger(__name__)
+
 STATE = "pixart_run"
 """Where ``transformer_options`` holds the run's state, and the key of the wrapper that puts it there."""
 
 
 class RunState:
-    """Prepared captions and position grids of one run, for each copy of the model that takes part in it."""
+    """Prepared captions and position grids of one run, for each copy of the model that takes part in it.
 
-    def __init__(self):
+    patcher: the MODEL that is sampled.
+    """
+
+    def __init__(self, patcher=None):
         self.of: dict[int, tuple[SamplingRun, dict]] = {}
+        self.patcher = patcher
+        self.loaded: object = None
+
+    def keep_loaded(self, model) -> None:
+        """Load the MODEL again when someone has unloaded it since the last step, as some nodes do in a callback.
+
+        What the host adds to the weights, LoRAs above all, goes with an unloading, and the steps that follow would
+        be taken without it.
+        """
+        if self.patcher is None or self.patcher.model is not model:
+            return
+        if self.loaded is None:
+            self.loaded = compat.loaded_weights(model)
+        elif compat.loaded_weights(model) != self.loaded:
+            log.info("%s was unloaded between two steps; it is loaded again.", model.pixart.name)
+            comfy.model_management.load_models_gpu([self.patcher])
+            self.loaded = compat.loaded_weights(model)
 
     def prepare(self, model, x: torch.Tensor, caption: torch.Tensor, mask, options: dict) -> tuple[torch.Tensor, dict]:
         """(the caption as the transformer will see it, options that hold what is known of it).
@@ -47,7 +71,7 @@ def start(executor, *args, **kwargs):
     guider = executor.class_obj
     before = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(before)
-    guider.model_options["transformer_options"][STATE] = RunState()
+    guider.model_options["transformer_options"][STATE] = RunState(getattr(guider, "model_patcher", None))
     try:
         return executor(*args, **kwargs)
     finally:

@@ -26,6 +26,7 @@ from .results import (
     part_name,
     picture_name,
     recorded,
+    save_picture,
     write_table,
 )
 from .sheet import Entry, draw_sheet
@@ -107,9 +108,7 @@ class Run:
         pixels = (self.pipeline.decode(latents)[0] * 255).round().to(torch.uint8).cpu()  # (H, W, 3)
         seconds = time.perf_counter() - started
         name = picture_name(prompt.index)
-        partial = self.folder / f"{name}.partial"
-        Image.fromarray(pixels.numpy()).save(partial, format="PNG")
-        partial.replace(self.folder / name)
+        save_picture(Image.fromarray(pixels.numpy()), self.folder / name)
         verdict = self.judge(prompt.text, pixels.movedim(-1, 0) / 255) if self.judge else None
         score, wrong = ("", "") if verdict is None else (f"{verdict[0]:.3g}", " ".join(verdict[1]))
         return Result(
@@ -126,7 +125,7 @@ class Run:
         write_table(self.folder / TABLE, done.values())
         for part in self.folder.glob("results-*.csv"):
             part.unlink()
-        sheet_of(self.folder, results, columns).save(self.folder / SHEET)
+        save_picture(sheet_of(self.folder, results, columns), self.folder / SHEET)
         return results
 
 

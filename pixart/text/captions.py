@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import save
 
 from ..checkpoint.files import read_weights
 from ..checkpoint.sniff import SAFETENSORS, sniff
+from ..files import written
 from .provenance import T5Mark, provenance
 
 FORMAT = "pixart-caption"
@@ -85,7 +84,7 @@ def save_caption(caption: Caption, path: str | Path, dtype: torch.dtype | None =
 
     dtype: float32, float16 or bfloat16; None keeps the caption's own where it is one of them, else takes float32.
     A prompt longer than ``MAX_PROMPT`` is recorded up to there. Raises ValueError when the caption is none that
-    ``load_caption`` would read, such as one that overflows in float16.
+    ``load_caption`` would read, such as one that overflows in float16, and when the disk is full.
     """
     path = Path(path)
     own = caption.embedding.dtype
@@ -101,12 +100,9 @@ def save_caption(caption: Caption, path: str | Path, dtype: torch.dtype | None =
         raise ValueError(f"The caption cannot be saved as {path.name}: {error}{hint}") from error
     if "mask" in tensors:
         tensors["mask"] = tensors["mask"].to(torch.uint8)
-    partial = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_bytes(save(tensors, metadata=metadata_of(caption, kept)))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    data = save(tensors, metadata=metadata_of(caption, kept))
+    with written(path) as partial:
+        partial.write_bytes(data)
     return path
 
 

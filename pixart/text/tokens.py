@@ -12,6 +12,9 @@ EOS = 1
 ALPHA_TOKENS = 120
 SIGMA_TOKENS = 300
 
+MAX_BYTES = 32 * 2**20
+"""Of a tokenizer's file; T5's has 0.8 million as a sentencepiece model and 2.4 as JSON."""
+
 
 class Tokenizer(Protocol):
     """What the budget needs of a tokenizer. ``encode`` may or may not append the end-of-sentence id."""
@@ -98,6 +101,7 @@ class SentencePieceTokenizer:
         if isinstance(model, sentencepiece.SentencePieceProcessor):
             self.processor = model
             return
+        check_size(len(model))
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=bytes(model))
         except RuntimeError as error:
@@ -138,6 +142,7 @@ class JsonTokenizer:
                 f"{type(source).__name__} has no tokenizers backend; wrap a fast tokenizer, or use its "
                 "sentencepiece model with SentencePieceTokenizer."
             )
+        check_size(len(content))
         try:
             self.backend = tokenizers.Tokenizer.from_buffer(content)
         except ValueError as error:
@@ -158,6 +163,17 @@ class JsonTokenizer:
         return [end for _, end in self.backend.encode(text, add_special_tokens=False).offsets]
 
 
+def check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"A tokenizer of {size} bytes is no T5's; at most {MAX_BYTES} are read.")
+
+
+def read_bytes(file: Path) -> bytes:
+    """The content of a tokenizer's file; its size is looked at before."""
+    check_size(file.stat().st_size)
+    return file.read_bytes()
+
+
 def read_tokenizer(folder: str | Path) -> SentencePieceTokenizer | JsonTokenizer:
     """The tokenizer of a Hugging Face folder: ``spiece.model``, else ``tokenizer.json``, there or in ``tokenizer/``.
 
@@ -167,7 +183,7 @@ def read_tokenizer(folder: str | Path) -> SentencePieceTokenizer | JsonTokenizer
     for place in (folder, folder / "tokenizer"):
         for name, kind in (("spiece.model", SentencePieceTokenizer), ("tokenizer.json", JsonTokenizer)):
             if (place / name).is_file():
-                return kind((place / name).read_bytes())
+                return kind(read_bytes(place / name))
     raise ValueError(
         f"{folder} has neither spiece.model nor tokenizer.json, nor a tokenizer folder that has; "
         "download the tokenizer files that belong to this encoder."

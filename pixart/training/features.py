@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..files import written
 from .pictures import Example, fit
 
 EncodeText = Callable[[str], torch.Tensor]
@@ -95,10 +95,8 @@ def save(features: Features, path: Path, identity: str) -> None:
     tensors = {f"latent.{i}": t.contiguous() for i, t in enumerate(features.latents)}
     tensors |= {f"caption.{i}": t.contiguous() for i, t in enumerate(features.captions)}
     tensors |= {f"hint.{i}": t.contiguous() for i, t in enumerate(features.hints)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {IDENTITY: identity})
-    os.replace(partial, path)
+    with written(path) as partial:
+        save_file(tensors, partial, {IDENTITY: identity})
 
 
 def load(path: Path, identity: str, examples: Sequence[Example], previews: Sequence[str]) -> Features | None:

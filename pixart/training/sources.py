@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import Checkpoint
+from ..files import written
 from ..pipeline import Autoencoder, PixArtPipeline, load_autoencoder
 from ..text.batch import encode_prompts, tokenizer_for
 from ..text.encoder import load_transformers_t5, open_t5
@@ -139,9 +139,8 @@ def draw_class_pictures(
         pictures = pipeline(some, seed=seed + numbers[0], clean=sources.clean)
         for number, caption, picture in zip(numbers, some, pictures, strict=True):
             (folder / f"{names[number]}.txt").write_text(caption, encoding="utf-8")
-            partial = folder / f"{names[number]}.partial"
-            picture.save(partial, format="PNG")
-            os.replace(partial, folder / f"{names[number]}.png")  # last, so that a picture that is there is whole
+            with written(folder / f"{names[number]}.png") as partial:  # last, so that a picture that is there is whole
+                picture.save(partial, format="PNG")
     del pipeline
     gc.collect()
     return len(wanted)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import Checkpoint, load_transformer
 from ..config import ALPHA
+from ..files import written
 from ..noise import NoiseSchedule
 from .adapters import add_adapters, to_diffusers
 from .batches import Order, Sample, draw, forwards, generator
@@ -286,9 +286,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": {name: value.cpu() for name, value in self.average.items()},
         }
-        partial = self.out / f"{STATE}.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.out / STATE)
+        with written(self.out / STATE) as partial, partial.open("wb") as file:
+            torch.save(state, file)
         self.write()
 
     def write(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from safetensors.torch import save
 
 from ..checkpoint import Checkpoint, config_metadata, state_dict_to_save
 from ..config import PixArtConfig
+from ..files import written
 from .adapters import PREFIX
-from .settings import CONTROLNET, FULL, LORA, TrainSettings
+from .settings import COMPRESSION, CONTROLNET, FULL, LORA, TrainSettings
 
 SOFTWARE = "pixart-nodes"
 
@@ -64,19 +64,16 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
     header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + length])}
     packed = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
     packed += b" " * (-len(packed) % 8)  # the format wants the tensors to start at a multiple of 8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with written(path) as partial, partial.open("wb") as file:
         file.write(len(packed).to_bytes(8, "little") + packed)
         file.write(memoryview(data)[8 + length :])
-    os.replace(partial, path)
 
 
 def common_metadata(
     base: Base, settings: TrainSettings, step: int, trigger: str, title: str, run: str
 ) -> dict[str, str]:
     """What every trained file tells, in the words of the modelspec standard and in ours."""
-    kind = {LORA: "/lora", FULL: "", CONTROLNET: "/controlnet"}[settings.method]
+    kind = {LORA: "/lora", FULL: "", COMPRESSION: "", CONTROLNET: "/controlnet"}[settings.method]
     side = settings.resolution or base.config.native_pixels
     told = {
         "modelspec.sai_model_spec": "1.0.0",

@@ -240,7 +240,6 @@ def contradicting_scenes(count: int):
     return scenes, placements
 
 
-@pytest.mark.xfail(reason="the demo's ControlNet does not hold the outlines of stars well enough yet", strict=True)
 def test_the_shape_stands_where_its_edges_are(models, control, host_version):
     """40 prompts on the newest host, each with the edges of its shape at another place than it names.
 
