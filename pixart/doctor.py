@@ -266,7 +266,7 @@ def model_files(models: Path) -> Iterator[tuple[str, str, Path]]:
 def demo_files() -> Iterator[tuple[str, str, Path]]:
     """Of each file, what its name says it is: a LoRA of a family before the family."""
     kinds = {"lora": "loras", "controlnet": "controlnet", "t5": "text_encoders", "vae": "vae"}
-    kinds |= {"sigma": "checkpoints", "alpha": "checkpoints"}
+    kinds |= dict.fromkeys(("sigma", "alpha", "dreambooth"), "checkpoints")
     for path in sorted((PACK / "demo").glob("pixart-demo-*.safetensors")):
         parts = path.stem.split("-")
         kind = next((kinds[word] for word in kinds if word in parts), None)
