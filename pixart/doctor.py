@@ -264,12 +264,14 @@ def model_files(models: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def demo_files() -> Iterator[tuple[str, str, Path]]:
-    kinds = {"sigma": "checkpoints", "alpha": "checkpoints", "t5": "text_encoders", "vae": "vae"}
-    kinds |= {"lora": "loras", "controlnet": "controlnet"}
+    """Of each file, what its name says it is: a LoRA of a family before the family."""
+    kinds = {"lora": "loras", "controlnet": "controlnet", "t5": "text_encoders", "vae": "vae"}
+    kinds |= dict.fromkeys(("sigma", "alpha", "dreambooth"), "checkpoints")
     for path in sorted((PACK / "demo").glob("pixart-demo-*.safetensors")):
-        part = path.stem.removeprefix("pixart-demo-").split("-")[0]
-        if part in kinds:
-            yield kinds[part], path.name, path
+        parts = path.stem.split("-")
+        kind = next((kinds[word] for word in kinds if word in parts), None)
+        if kind:
+            yield kind, path.name, path
 
 
 def find_comfyui(folder: Path | None) -> Path | None:

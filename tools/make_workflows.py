@@ -31,6 +31,9 @@ TALL = {
     "PixArtResolution": 180,
     "PixArtSaveCaption": 70,
     "PixArtLoadCaption": 70,
+    "PixArtLoadLora": 66,
+    "PixArtLoadControlNet": 66,
+    "PixArtLoadDreamBooth": 66,
     "SaveImage": 300,
     "PreviewImage": 300,
 }

@@ -241,6 +241,7 @@ def test_all_three_are_there_again_after_the_page_was_reloaded(empty: FrontEnd, 
     )
     page.locator(".pixart-aspect").press("End")
     page.locator("textarea").first.fill(LONG)
+    expect(page.locator(".pixart-tokens")).to_contain_text("12 of 300 tokens")
     page.evaluate(SET, [loader, "ckpt_name", LOADERS["PixArtLoadCheckpoint"][1]])
     empty.remember()
     empty.reload()

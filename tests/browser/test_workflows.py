@@ -25,10 +25,21 @@ LABELS = """type => {
     const widgets = (node.widgets ?? []).filter(widget => widget.serialize !== false);
     return {
         title: node.title,
+        outputs: (node.outputs ?? []).map(each => each.label ?? each.localized_name ?? each.name),
         inputs: Object.fromEntries([...node.inputs ?? [], ...widgets]
             .map(each => [each.name, each.label ?? each.localized_name ?? each.name])),
     };
 }"""
+
+THREE = """() => ["PixArtResolution", "PixArtTextEncode", "PixArtLoadT5"].forEach((type, index) => {
+    const node = LiteGraph.createNode(type);
+    node.pos = [100 + 420 * index, 200];
+    app.graph.add(node);
+    if (type !== "PixArtLoadT5") return;
+    const file = node.widgets.find(widget => widget.name === "t5_name");
+    file.value = "pixart-demo-t5.safetensors";
+    file.callback?.(file.value);
+})"""
 
 
 def pack_nodes() -> list[str]:
@@ -132,11 +143,23 @@ def test_nodes_speak_the_users_language(front_end: FrontEnd, language: str):
                 continue  # the host's own, put under a seed and named by the host
             if label != expected[kind]["inputs"].get(name, {}).get("name"):
                 english.append(f"{kind}.{name}: {label}")
+        for slot, output in expected[kind].get("outputs", {}).items():
+            if "name" in output and found["outputs"][int(slot)] != output["name"]:
+                english.append(f"{kind} output {slot}: {found['outputs'][int(slot)]}")
     assert english == []
-    front_end.page.evaluate("() => { app.graph.clear(); }")
-    front_end.page.evaluate("""() => { ["PixArtResolution", "PixArtTextEncode", "PixArtLoadT5"].forEach((type, i) => {
-        const node = LiteGraph.createNode(type); node.pos = [100 + 420 * i, 200]; app.graph.add(node); }); }""")
+    page = front_end.page
+    page.evaluate("() => { app.graph.clear(); }")
+    page.evaluate(THREE)
     words = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))["pixart"]
-    size = words["size"].replace("%width%", "1024").replace("%height%", "1024").replace("%tokens%", "4096")
-    expect(front_end.page.locator(".pixart-aspect")).to_contain_text(size)
+
+    def said(key: str, **values: str | int) -> str:
+        text = words[key]
+        for name, value in values.items():
+            text = text.replace(f"%{name}%", str(value))
+        return text
+
+    expect(page.locator(".pixart-aspect")).to_contain_text(said("size", width=1024, height=1024, tokens=4096))
+    expect(page.locator(".pixart-tokens")).to_contain_text(said("tokens", tokens=1, limit=300))
+    badge = ["T5 v1.1", said("blocks", blocks=3), said("width", width=128), "fp16"]
+    expect(page.locator(".pixart-badge")).to_have_text(" · ".join(badge))
     assert front_end.errors == []

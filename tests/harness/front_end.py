@@ -15,6 +15,7 @@ from tools.comfyui import PACK_FOLDER
 PICTURES = Path(__file__).resolve().parents[2] / "output" / "browser"
 LOADING = 180_000  # ms; the front end is some megabytes of scripts and may share one core with the server
 DRAWING = 300_000  # ms
+DRAFT = 1500  # ms; the front end writes down an unsaved workflow a moment after it was changed
 
 NODES_2 = pytest.param(True, id="nodes-2.0")
 RENDERERS = pytest.mark.parametrize("nodes_2", [pytest.param(False, id="canvas"), NODES_2])
@@ -62,6 +63,7 @@ class FrontEnd:
 
     def reload(self) -> None:
         """Load the page anew, as F5 does; the front end opens the workflows again that were open."""
+        self.page.wait_for_timeout(DRAFT)
         self.page.reload(timeout=LOADING)
         self.page.wait_for_function(READY, timeout=LOADING)
 

@@ -28,7 +28,8 @@ def test_the_demo_is_whole():
     lines = list(doctor.model_lines(doctor.demo_files()))
     assert [line.split(":")[0].split("/")[0] for line in lines][:1] == ["checkpoints"]
     assert not [line for line in lines if "not usable" in line]
-    assert {line.split("/")[0] for line in lines} >= {"checkpoints", "text_encoders", "vae", "controlnet"}
+    assert {line.split("/")[0] for line in lines} == {"checkpoints", "text_encoders", "vae", "controlnet", "loras"}
+    assert len(lines) == len(list(DEMO.glob("pixart-demo-*.safetensors")))
 
 
 def test_a_file_of_the_wrong_kind_says_what_it_is_without_its_folder():
