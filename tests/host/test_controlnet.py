@@ -350,6 +350,25 @@ def test_a_lora_whose_strength_changes_within_a_run_reaches_the_controlnet(model
     assert (shared - draw(models, apply(models, control))).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("method", ["balanced", "schedule", "threshold", "tgate"])
+def test_step_caches_of_the_base_leave_a_controlnets_work_exact(models, control, pack, method):
+    """What a ControlNet adds is never cached: a net whose hint is another acts at once, and leaves no trace."""
+    add_step_cache = import_module(f"{pack.__name__}.nodes.host.step_cache").add_step_cache
+    settings = import_module(f"{pack.__name__}.pixart.caching").CacheSettings(method, threshold=1.0)
+    fast = add_step_cache(models[0], settings, 0.0, 1.0)
+    applied, elsewhere = apply(models, control, image=ring(2)), apply(models, control, image=ring(3)[1:])
+    plain, alone = draw(models, applied, batch=2), draw(models, batch=2, model=fast)
+    drawn, counts = computed(models, applied, fast, batch=2)
+    other = draw(models, elsewhere, batch=2, model=fast)
+    error = (drawn - plain).pow(2).mean().sqrt() / plain.pow(2).mean().sqrt()
+    assert 1e-6 < error < 1  # of four steps alone
+    assert (drawn - alone).abs().max() > 1e-1 and (drawn - other).abs().max() > 1e-1
+    assert counts["block 1"] < STEPS or method == "tgate"
+    assert torch.equal(draw(models, applied, batch=2, model=fast), drawn)
+    assert torch.equal(draw(models, applied, batch=2), plain)
+    assert torch.equal(draw(models, batch=2, model=fast), alone)
+
+
 SHEETS = ROOT / "output" / "test-pictures"
 PICTURE_SEED = 20240308
 FAR = {"left": (0.72, 0.5), "right": (0.28, 0.5), "top": (0.5, 0.72), "bottom": (0.5, 0.28), "center": (0.28, 0.72)}
