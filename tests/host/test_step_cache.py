@@ -276,3 +276,26 @@ def test_impossible_settings_are_refused_in_words(model, cached):
         cached(model, "schedule", start=0.8, end=0.2)
     with pytest.raises(ValueError, match="first_blocks is 0, but the method threshold"):
         cached(model, "threshold", first=0)
+
+
+def test_the_hosts_torch_compile_finds_one_graph_and_keeps_it(model):
+    """A run of eight steps: no break anywhere, and no more than one graph for the first step and one for the others."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = model.clone()
+    set_torch_compile_wrapper(compiled, backend=backend)
+    drawn = sample(compiled)
+    breaks = dict(torch._dynamo.utils.counters["graph_break"])
+    torch._dynamo.reset()
+    plain = sample(model)
+    assert (drawn - plain).abs().max() <= 1e-4 * plain.abs().max()
+    assert breaks == {}
+    assert len(graphs) <= 2
