@@ -299,3 +299,28 @@ def test_the_hosts_torch_compile_finds_one_graph_and_keeps_it(model):
     assert (drawn - plain).abs().max() <= 1e-4 * plain.abs().max()
     assert breaks == {}
     assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("method", [None, "balanced", "tgate"])
+def test_the_hosts_split_of_guidance_over_two_devices_draws_the_same(model, cached, method):
+    """The processor under two names stands for two cards: each half of guidance in its own thread and copy."""
+    if not hasattr(model, "deepclone_multigpu"):
+        pytest.skip("this ComfyUI has no multi-GPU copies")
+    whole = model if method is None else cached(model, method)
+    split = whole.clone()
+    copy = whole.deepclone_multigpu(torch.device("cpu", 0))
+    copy.is_multigpu_base_clone = True
+    split.set_additional_models("multigpu", [copy])
+    rows = {}
+    handles = [
+        part.model.diffusion_model.register_forward_hook(
+            lambda _, args, out, name=name: rows.setdefault(name, []).append(out.shape[0])
+        )
+        for name, part in (("first", whole), ("second", copy))
+    ]
+    drawn = sample(split)
+    for handle in handles:
+        handle.remove()
+    expected = sample(whole)
+    assert rows["first"][0] == rows["second"][0] == 1
+    assert (drawn - expected).abs().max() <= 1e-3 * expected.abs().max()
