@@ -333,7 +333,6 @@ def first_wishes(options: dict) -> tuple:
     return options.get(COMPRESSION), options.get("optimized_attention_override")
 
 
-@torch.compiler.disable
 def known_first(x: torch.Tensor, t0: torch.Tensor, prepared, options: dict) -> torch.Tensor | None:
     """Block 0's output where a ControlNet has computed it from the same; patches are to see the base's own run."""
     first = options[FIRST]

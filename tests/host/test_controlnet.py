@@ -300,6 +300,19 @@ def test_a_net_outside_its_range_leaves_block_0_to_the_base(models, control):
     assert (shared - computed(models, applied, forgetful(models[0]))[0]).abs().max() <= 1e-3
 
 
+def test_the_hosts_torch_compile_of_the_base_changes_nothing(models, control):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    torch._dynamo.reset()
+    compiled, graphs = models[0].clone(), []
+    set_torch_compile_wrapper(compiled, backend=lambda graph, inputs: graphs.append(graph) or graph)
+    applied = apply(models, control)
+    drawn = draw(models, applied, model=compiled)
+    torch._dynamo.reset()
+    assert graphs
+    assert (drawn - draw(models, applied)).abs().max() <= 1e-3
+
+
 @pytest.mark.parametrize("where", ["attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_patch", "dit"])
 def test_patches_of_the_base_see_its_own_block_0(models, control, where):
     """They may change what the block gives, and count their calls: once a block, in the base alone."""
