@@ -190,8 +190,8 @@ def measure(demo: Runs, rounds: int, chosen: list[str]) -> list[tuple]:
 def search(demo: Runs, target: float, tries: int, longest: int) -> str:
     """The table of 20 steps, of which this part computes all blocks, with the least latent error that was found.
 
-    The first two steps are computed, as a forecast needs two, and of the others no more than ``longest`` in a row are
-    not: on the demo it pays to leave out five at the start, in which larger models decide what goes where.
+    No more than ``longest`` steps in a row are left out: on the demo it pays to leave out five near the start, in which
+    larger models decide what goes where.
     """
     exact, _ = demo.draw(None)
     full = round(target * STEPS)
@@ -215,8 +215,8 @@ def search(demo: Runs, target: float, tries: int, longest: int) -> str:
         while len(errors) < tries:
             moved = list(best)
             for _ in range(rng.choice((1, 1, 2))):
-                computed = rng.choice([i for i in range(2, STEPS) if moved[i] == "F"])
-                cached = rng.choice([i for i in range(2, STEPS) if moved[i] == "S"])
+                computed = rng.choice([i for i in range(1, STEPS) if moved[i] == "F"])
+                cached = rng.choice([i for i in range(1, STEPS) if moved[i] == "S"])
                 moved[computed], moved[cached] = "S", "F"
             candidate = "".join(moved)
             if "S" * (longest + 1) not in candidate and error(candidate) < error(best):
