@@ -1,4 +1,4 @@
-"""The same weights in this project's transformer and in its peers': what forward.py and sampling.py run side by side."""
+"""The same weights in this project's transformer and in its peers', for forward.py and sampling.py."""
 
 from __future__ import annotations
 

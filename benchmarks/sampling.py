@@ -1,4 +1,4 @@
-"""Times whole sampling runs under guidance: this pack and ComfyUI's own PixArt in its KSampler, and diffusers' pipeline.
+"""Times whole sampling runs under guidance: this pack and ComfyUI's own PixArt in its sampler, diffusers' pipeline.
 
     python benchmarks/sampling.py --comfyui ../ComfyUI                  # about fifteen minutes on one core
     python benchmarks/sampling.py --only "512/*" "memory/512/*" --steps 20
@@ -11,9 +11,9 @@ first of a round changing: --only chooses cases by “pixels/tokens/attention”
 Two processes, since ComfyUI chooses its attention at its start: its default, and --use-pytorch-cross-attention.
 diffusers pads captions to 300 tokens, as its pipelines do. ComfyUI's class cannot draw 256 pixels and below.
 
-Steps beyond the first cost the same, so that a few stand for 20: the first step is timed apart, with all that a run does
-once, and the seconds printed are first + 19 × the mean of the others (at --steps 20 the measured time itself). ratio:
-median over rounds of that peer's time by ours. of peak: speed of the matrix products by this machine's best at one.
+Steps beyond the first cost the same, so that a few stand for 20: the first step is timed apart, with all that a run
+does once, and the seconds printed are first + 19 × the mean of the others (at --steps 20 the measured time itself).
+ratio: median over rounds of that peer's time by ours. of peak: speed of the matrix products by this machine's best one.
 difference: largest from ours by our largest; of ComfyUI in the result of the whole run, of diffusers, whose sampler
 has other noise levels, in one forward.
 
