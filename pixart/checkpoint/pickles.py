@@ -72,9 +72,8 @@ def _follow(name: str, argument: Any, stack: list[_Value], memo: dict[int, _Valu
         stack.append(_tuple(_to_mark(stack)))
     elif name in _TUPLES:
         count = _TUPLES[name]
-        values = stack[-count:]
-        del stack[-count:]
-        stack.append(_tuple(values))
+        values = [stack.pop() for _ in range(count)]
+        stack.append(_tuple(values[::-1]))
     elif name in _REPLACED_BY_ONE:
         taken = [stack.pop() for _ in range(_REPLACED_BY_ONE[name])]
         if len(taken) == 2:
@@ -82,7 +81,8 @@ def _follow(name: str, argument: Any, stack: list[_Value], memo: dict[int, _Valu
         # A torch.Size is a tuple as well, and so are the arguments that it was made of.
         stack.append(_Value(taken[0].parts))
     elif name in _DROPPED:
-        del stack[-_DROPPED[name] :]
+        for _ in range(_DROPPED[name]):
+            stack.pop()
     elif name in _TO_MARK:
         _to_mark(stack)
     elif name == "GLOBAL":

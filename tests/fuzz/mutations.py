@@ -48,7 +48,7 @@ def write(header: dict, data: bytes) -> bytes:
 
 def edit_tensors(rng: random.Random, header: dict, data: bytes) -> bytes:
     """A sound file again, whose tensors have other names, types, shapes and numbers."""
-    tensors = [[name, entry] for name, entry in header.items() if name != "__metadata__"]
+    tensors = [[name, sound(entry)] for name, entry in header.items() if name != "__metadata__"]
     for _ in range(rng.randint(1, 4)):
         if not tensors:
             break
@@ -66,12 +66,20 @@ def edit_tensors(rng: random.Random, header: dict, data: bytes) -> bytes:
         elif kind == 3:
             tensors[which] = [name, {**entry, "dtype": rng.choice(DTYPES)}]
         elif kind == 4:
-            shape = list(entry.get("shape", ())) if isinstance(entry, dict) else []
+            shape = list(entry.get("shape") or ())
             shape = rng.choice([shape[::-1], shape[:-1], [1, *shape], [0], [], [rng.randint(0, 300)], [2, 2]])
             tensors[which] = [name, {**entry, "shape": shape}]
         else:
             tensors[which] = [rng.choice(TEXTS), entry]
     return lay_out(rng, tensors, header.get("__metadata__"), data)
+
+
+def sound(entry) -> dict:
+    """A tensor's entry of a header, whose parts an earlier damage may have made anything of."""
+    entry = dict(entry) if isinstance(entry, dict) else {}
+    return {name: entry[name] for name in ("shape", "data_offsets") if isinstance(entry.get(name), list)} | {
+        "dtype": str(entry.get("dtype", "F32"))
+    }
 
 
 def lay_out(rng: random.Random, tensors: list, metadata, data: bytes) -> bytes:
@@ -81,15 +89,15 @@ def lay_out(rng: random.Random, tensors: list, metadata, data: bytes) -> bytes:
         header["__metadata__"] = metadata
     fill = rng.choice([b"\0", b"\xff", b"\x7f\xc0", b"\x3c\x00", data[:64] or b"\1"])
     for name, entry in tensors:
-        shape = [size for size in entry.get("shape", ()) if isinstance(size, int)] if isinstance(entry, dict) else []
+        shape = [size for size in entry.get("shape") or () if isinstance(size, int)]
         count = 1
         for size in shape:
             count *= size
-        length = count * WIDTHS.get(entry.get("dtype"), 1) if isinstance(entry, dict) else 0
+        length = count * WIDTHS.get(entry["dtype"], 1)
         if not 0 <= length <= 2**20 or place + length > 2**22:
             shape, length = [0], 0
-        header[name] = {"dtype": entry.get("dtype", "F32"), "shape": shape, "data_offsets": [place, place + length]}
-        begin = entry.get("data_offsets", [0, 0])[0] if isinstance(entry.get("data_offsets"), list) else 0
+        header[name] = {"dtype": entry["dtype"], "shape": shape, "data_offsets": [place, place + length]}
+        begin = (entry.get("data_offsets") or [0])[0]
         own = data[begin : begin + length] if isinstance(begin, int) and rng.random() < 0.9 else b""
         numbers += own.ljust(length, fill[:1])
         place += length
@@ -97,7 +105,8 @@ def lay_out(rng: random.Random, tensors: list, metadata, data: bytes) -> bytes:
 
 
 def edit_metadata(rng: random.Random, header: dict, data: bytes) -> bytes:
-    metadata = dict(header.get("__metadata__") or {})
+    stored = header.get("__metadata__")
+    metadata = dict(stored) if isinstance(stored, dict) else {}
     for _ in range(rng.randint(1, 3)):
         known = [*metadata, "pixart.num_heads", "pixart.base_size", "pixart.family", "lora_alpha", "ss_network_alpha",
                  "lora_adapter_metadata", "_quantization_metadata", "modelspec.architecture", "pixart.t5_identity",

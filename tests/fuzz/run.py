@@ -157,7 +157,7 @@ def by_coverage(name: str, target, judge: Judge, seconds: float, seed: int) -> N
             Path(folder, f"{number}").write_bytes(data)
 
         def structured(data: bytes, size: int, number: int) -> bytes:
-            if number % 3 == 0:
+            if number % 3 == 0 or not data:
                 return atheris.Mutate(data, size)
             return mutate(random.Random(number), data, seeds)[:size]
 
