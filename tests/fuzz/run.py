@@ -1,7 +1,8 @@
 """Damages files at random and watches the readers: ``python tests/fuzz/run.py --seconds 600``.
 
     --engine mutate    seeded damage that knows the formats (default); the same cases for the same seed and --cases
-    --engine atheris   guided by the lines that a case reaches (``pip install atheris``), beginning from the same files
+    --engine atheris   guided by the lines that a case reaches (``pip install atheris``), beginning from the same files;
+                       one --target at a time, since libFuzzer ends the process with its run
 
 What is no documented error is a crash: it is kept in --out with what was raised, and the run ends with 1. Damaged
 files of earlier crashes lie in ``tests/fuzz/corpus`` and are tried first.
@@ -117,6 +118,7 @@ class Judge:
             return
         self.tally.crashes[key] = trouble
         sys.stdout.write(f"CRASH {self.name}: {trouble}\n")
+        sys.stdout.flush()  # libFuzzer ends the process without
         if self.out is not None:
             stem = f"{self.name.replace(' ', '-')}-{zlib.crc32(data):08x}"
             (self.out / f"{stem}{self.target.suffix}").write_bytes(data)
