@@ -13,6 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
+from pixart.checkpoint import open_checkpoint
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 NUMBERS = ("INT", "FLOAT")
@@ -27,6 +30,12 @@ PAIRED = {
     ("PixArtUpscaleLatent", "steps"),
     ("PixArtStepCache", "first_blocks"), ("PixArtStepCache", "last_blocks"),
 }  # fmt: skip
+OWN = {
+    ("PixArtLoadLora", "lora_name"): "one.safetensors",
+    ("PixArtKVCompression", "first_block"): 2, ("PixArtKVCompression", "last_block"): 4,
+}  # fmt: skip
+"""Values in place of defaults, which are for models of 28 blocks."""
+
 SPARED = {
     # Memory in proportion to the number, which is the user's to give, as in the host's own empty latents.
     ("PixArtResolution", "batch_size"), ("PixArtNearestResolution", "batch_size"),
@@ -51,12 +60,8 @@ def things(pack) -> dict:
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory) -> Path:
-    from safetensors.torch import save_file
-
     folder = tmp_path_factory.mktemp("loras")
-    stem, width = "transformer.transformer_blocks.0.attn1.to_out.0", 144
-    from pixart.checkpoint import open_checkpoint
-
+    stem = "transformer.transformer_blocks.0.attn1.to_out.0"
     width = open_checkpoint(DEMO / "pixart-demo-sigma.safetensors").config.hidden_size
     tensors = {f"{stem}.lora_A.weight": torch.ones(2, width), f"{stem}.lora_B.weight": torch.ones(width, 2)}
     save_file(tensors, folder / "one.safetensors")
@@ -93,8 +98,7 @@ def run(node_classes, things, node: str, **given) -> str | None:
         value = things.get(item.id) if default is None or item.id == "model" else default
         if value is None and item.get_io_type() == "COMBO":
             value = item.options[0]
-        if node == "PixArtLoadLora" and item.id == "lora_name":
-            value = "one.safetensors"
+        value = OWN.get((node, item.id), value)
         if value is not None and not (item.optional and item.id in ("clip", "positive")):
             arguments[item.id] = [value] if schema.is_input_list else value
     arguments |= {name: [value] if schema.is_input_list else value for name, value in given.items()}
