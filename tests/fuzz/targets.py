@@ -32,6 +32,7 @@ from pixart.text.cleaning import clean_prompt
 from pixart.text.encoder import open_t5
 from pixart.text.layout import T5Config
 from pixart.text.provenance import mark_t5
+from pixart.text.tokens import SentencePieceTokenizer
 from pixart.transformer import PixArtTransformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,6 +154,11 @@ def read_t5(path: Path):
     return [tensor.shape for tensor in file.state_dict.values()]
 
 
+def read_tokenizer(path: Path):
+    tokenizer = SentencePieceTokenizer(path.read_bytes())
+    return tokenizer.encode("a small red star, blue"), tokenizer.ends("A  star\u00bd"), len(tokenizer.vocabulary())
+
+
 def gguf_files() -> list[bytes]:
     import tempfile
 
@@ -236,6 +242,7 @@ TARGETS: dict[str, Target] = {
     "lora": Target(read_lora, ".safetensors", loras, ("lora", "lora_names", "lora_foreign", "adapters")),
     "names": Target(read_lora, ".safetensors", manifests, ("lora_names", "checkpoint.keys")),
     "t5": Target(read_t5, ".safetensors", t5_files, ("text.encoder", "text.layout", "text.foreign")),
+    "tokenizer": Target(read_tokenizer, ".model", lambda: [tokenizer().numpy().tobytes()], ("text.tokens",)),
     "gguf": Target(read_t5, ".gguf", gguf_files, ("text.gguf_state", "text.gguf_header")),
     "caption": Target(load_caption, ".safetensors", captions, ("text.captions", "text.provenance")),
     "shard index": Target(read_index, ".json", prompts(INDEX, '{"_class_name": "X"}'), ("checkpoint.files",)),

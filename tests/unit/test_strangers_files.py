@@ -28,6 +28,7 @@ from pixart.evaluation.results import read_table
 from pixart.lora import open_lora
 from pixart.text.encoder import open_t5
 from pixart.text.layout import T5Config
+from pixart.text.tokens import SentencePieceTokenizer
 from pixart.training.pictures import MAX_CAPTION, read_caption
 from pixart.transformer import PixArtTransformer
 
@@ -124,6 +125,19 @@ def test_an_index_that_asks_for_memory_or_time_is_refused_before_it_is_followed(
 def test_an_index_that_is_none_is_said_to_be_damaged(content):
     with pytest.raises(ValueError, match="The index inside the .pth is damaged"):
         check_index(content)
+
+
+TENSOR = (
+    named(b"torch._utils._rebuild_tensor_v2") + b"((" + text("storage") + named(b"torch.FloatStorage") + text("0")
+    + text("cpu") + b"K\x04tQK\x00K\x04\x85K\x01\x85\x89" + named(b"collections.OrderedDict") + b")RtR"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("filled", [TENSOR + b"K\x00K\x01s", TENSOR + b"(K\x00K\x01u", b"}K\x01a", b")K\x00K\x01s"])
+def test_items_for_what_is_no_dictionary_are_refused(filled):
+    check_index(index(TENSOR))
+    with pytest.raises(ValueError, match="puts items into what is no list or dictionary"):
+        check_index(index(filled))
 
 
 def test_what_torch_saves_of_a_training_passes(tmp_path):
@@ -239,6 +253,17 @@ def test_a_tokenizer_that_is_no_row_of_bytes_is_refused(tensor, tmp_path):
     state = {name: torch.zeros(shape) for name, shape in T5.shapes().items()}
     with pytest.raises(ValueError, match=r"spiece_model has shape \[.*\] of (bfloat16|uint8), not a row of bytes"):
         open_t5(write(tmp_path / "x.safetensors", state | {"spiece_model": tensor}))
+
+
+def test_an_empty_tokenizer_is_refused_when_it_is_opened():
+    with pytest.raises(ValueError, match="The sentencepiece model is empty"):
+        SentencePieceTokenizer(b"")
+
+
+def test_a_piece_that_overflows_a_stack_is_refused():
+    piece = b"\x0a\x83\x80\x08" + b"a" * 0x20003
+    with pytest.raises(ValueError, match="The sentencepiece model has a piece of 131075 bytes"):
+        SentencePieceTokenizer(b"\x12\x02\x18\x01" + piece)
 
 
 def test_a_tokenizer_of_gigabytes_is_not_read(tmp_path):
