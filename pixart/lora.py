@@ -301,8 +301,9 @@ class _Scales:
         if self.config:
             value = self.config.get("lora_alpha", self.config.get("alpha", PEFT_DEFAULT_ALPHA))
             value = _by_pattern(self.config.get("alpha_pattern"), layer, value)
+            alpha_of_all = _number(value, self.place)
             self.used[f"alpha {_short(value)} from {self.place}"] += 1
-            return _number(value, self.place) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+            return alpha_of_all / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
         if self.raw_peft:
             self.used[
                 f"PEFT's default alpha {PEFT_DEFAULT_ALPHA}, for lack of its adapter_config.json beside the file"

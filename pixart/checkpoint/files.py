@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # nosec B403: only the error, nothing is unpickled by this module
+from pickle import UnpicklingError
 from typing import Any
 
 import torch

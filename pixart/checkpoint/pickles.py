@@ -1,7 +1,8 @@
 """The index of a ``.pth``, read as a list of instructions before PyTorch follows any of them.
 
 PyTorch's ``weights_only`` runs no code of a file, but it does as it is told: it makes a ``bytearray`` or a storage of
-whatever size is asked for, and it hashes keys whose nested parts count in powers. Such instructions are refused here.
+whatever size is asked for, and it hashes keys whose nested parts count in powers. Before 2.10 it also puts items into
+what is no dictionary, which corrupts memory (CVE-2026-24747). Such instructions are refused here.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ _REMEDY = "Download it again, or get the model as safetensors."
 
 
 class _Value(NamedTuple):
-    """What an instruction leaves: its parts as ``MAX_TUPLE`` counts them, its name or text, and a tuple's values."""
+    """What an instruction leaves: its parts as ``MAX_TUPLE`` counts them, its name or text, and a tuple's values.
+
+    holder: the kind of what takes items, a name in ``_HOLDERS``.
+    """
 
     parts: int = 1
     text: str = ""
     items: tuple[_Value, ...] = ()
+    holder: str = ""
 
 
 _PLAIN = _Value()
@@ -36,6 +41,9 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _REPLACED_BY_ONE = {"REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1}
 _DROPPED = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
 _TO_MARK = ("APPENDS", "SETITEMS")
+_HOLDERS = {"EMPTY_DICT": "dict", "EMPTY_LIST": "list"}
+_DICTS = ("collections.OrderedDict", "collections.Counter")
+_FILLS = {"APPEND": "list", "APPENDS": "list", "SETITEM": "dict", "SETITEMS": "dict"}
 _GET, _PUT = ("BINGET", "LONG_BINGET"), ("BINPUT", "LONG_BINPUT")
 
 
@@ -72,23 +80,35 @@ def _follow(name: str, argument: Any, stack: list[_Value], memo: dict[int, _Valu
         stack.append(_tuple(_to_mark(stack)))
     elif name in _TUPLES:
         count = _TUPLES[name]
-        values = stack[-count:]
-        del stack[-count:]
-        stack.append(_tuple(values))
+        values = [stack.pop() for _ in range(count)]
+        stack.append(_tuple(values[::-1]))
     elif name in _REPLACED_BY_ONE:
         taken = [stack.pop() for _ in range(_REPLACED_BY_ONE[name])]
         if len(taken) == 2:
             _check_call(taken[1], taken[0])
         # A torch.Size is a tuple as well, and so are the arguments that it was made of.
-        stack.append(_Value(taken[0].parts))
+        stack.append(_Value(taken[0].parts, holder="dict" if taken[-1].text in _DICTS else ""))
     elif name in _DROPPED:
-        del stack[-_DROPPED[name] :]
+        for _ in range(_DROPPED[name]):
+            stack.pop()
+        _check_filled(name, stack[-1])
     elif name in _TO_MARK:
         _to_mark(stack)
+        _check_filled(name, stack[-1])
+    elif name in _HOLDERS:
+        stack.append(_Value(holder=_HOLDERS[name]))
     elif name == "GLOBAL":
         stack.append(_Value(text=argument.replace(" ", ".")))
     elif name not in ("PROTO", "STOP", "FRAME"):
         stack.append(_Value(text=argument) if isinstance(argument, str) else _PLAIN)
+
+
+def _check_filled(name: str, target: _Value) -> None:
+    if name in _FILLS and target.holder != _FILLS[name]:
+        raise IndexRefused(
+            "The index inside the .pth puts items into what is no list or dictionary. Do not trust the file; get the "
+            "model as safetensors."
+        )
 
 
 def _to_mark(stack: list[_Value]) -> list[_Value]:

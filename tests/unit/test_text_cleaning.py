@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pixart.text.cleaning import MAX_CHARACTERS, clean_caption, clean_prompt, cut_prompt_suffix
+from pixart.text.cleaning import (
+    _BEFORE_REPAIR,
+    MAX_CHARACTERS,
+    _substitute,
+    clean_caption,
+    clean_prompt,
+    cut_prompt_suffix,
+)
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "caption_clean_cases.json").read_text(encoding="utf-8"))
 
@@ -106,6 +113,13 @@ def test_a_suffix_that_cannot_be_read_is_named(text):
 def test_no_prompt_takes_long_to_clean(unit):
     start = time.process_time()
     clean_prompt((unit * MAX_CHARACTERS)[:MAX_CHARACTERS])
+    assert time.process_time() - start < 4
+
+
+@pytest.mark.parametrize("unit", ["a", " "])
+def test_a_run_in_which_nothing_is_found_is_gone_through_once(unit):
+    start = time.process_time()
+    _substitute("x" + unit * 60_000 + "x", _BEFORE_REPAIR)  # by its square: more than 10 seconds
     assert time.process_time() - start < 4
 
 
