@@ -51,7 +51,7 @@ TOKENS = (20, 120)
 NEGATIVE_TOKENS, PADDED = 8, 300
 CFG, STATED = 4.5, 20
 SMALL = 272
-"""Pixels of the run before memory is measured: ComfyUI draws no less."""
+"""Pixels of a run that warms up: ComfyUI draws no less."""
 OURS, COMFYUI, DIFFUSERS = "ours", "ComfyUI", "diffusers"
 ATTENTION = ("default", "pytorch")
 DEPTH, STEPS = {1024: 1}, {1024: 2}
@@ -82,6 +82,13 @@ class Case:
 
         theirs = comfy.sd.load_diffusion_model(str(self.path))
         return lambda: self.sample_comfyui(theirs)
+
+    def warm_up(self, run: Run) -> None:
+        """A small run, which reads all weights and imports what is imported late."""
+        pixels, steps, noise = self.pixels, self.steps, self.noise
+        self.pixels, self.steps, self.noise = SMALL, 2, torch.zeros(1, 4, SMALL // 8, SMALL // 8)
+        run()
+        self.pixels, self.steps, self.noise = pixels, steps, noise
 
     def sample_comfyui(self, model) -> tuple[torch.Tensor, float]:
         import comfy.sample
@@ -187,6 +194,8 @@ def compare(pixels: int, tokens: int, attention: str, args: argparse.Namespace) 
         runs = {name: case.load(name) for name in names}
         peak = matmul_speed(torch.float32, torch.device("cpu"))
         away = {DIFFUSERS: case.diffusers_difference()} if DIFFUSERS in runs else {}
+        for run in runs.values():
+            case.warm_up(run)
         times: dict[str, list[float]] = {name: [] for name in names}
         latents = {}
         for index in range(args.rounds):
@@ -212,9 +221,7 @@ def measure_memory(pixels: int, who: str, args: argparse.Namespace) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="pixart-benchmark-") as folder, torch.inference_mode():
         case = Case(pixels, TOKENS[0], write(config, folder), config, steps=2)
         run = case.load(who)
-        noise, case.noise, case.pixels = case.noise, case.noise[..., : SMALL // 8, : SMALL // 8], SMALL
-        run()  # reads all weights, and imports what is imported late
-        case.noise, case.pixels = noise, pixels
+        case.warm_up(run)
         release_free_memory()
         before = status("VmRSS")[0]
         reset_peak()
