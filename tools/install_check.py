@@ -147,19 +147,17 @@ def check_archive(clone: Path, python: Path, street: Path) -> None:
 
 
 def with_released_files(info: dict) -> dict:
-    """object_info as if the files that workflows offer to download, and captions they make, were there."""
+    """object_info as if the files that workflows offer to download, and captions and fine-tunes, were there."""
     models = json.loads((ROOT / "tools" / "workflow_extras.json").read_text(encoding="utf-8"))["models"]
     offered = [entry for entries in models.values() for entry in entries]
-    captions = {
-        node["inputs"]["caption_name"]
-        for path in (ROOT / "workflows" / "api").glob("*.json")
-        for node in json.loads(path.read_text(encoding="utf-8")).values()
-        if node["class_type"] == "PixArtLoadCaption"
-    }
+    graphs = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows" / "api").glob("*.json")]
+    nodes = [node for graph in graphs for node in graph.values()]
+    captions = {node["inputs"]["caption_name"] for node in nodes if node["class_type"] == "PixArtLoadCaption"}
+    tunes = {node["inputs"]["ckpt_name"] for node in nodes if node["class_type"] == "PixArtLoadDreamBooth"}
     for node in info.values():
         for name, spec in {**node["input"].get("required", {}), **node["input"].get("optional", {})}.items():
             more = [entry["name"] for entry in offered if entry["directory"] == LOADED.get(name)]
-            more += sorted(captions) if name == "caption_name" else []
+            more += sorted({"caption_name": captions, "ckpt_name": tunes}.get(name, ()))
             options = spec[0] if isinstance(spec[0], list) else spec[1].get("options") if len(spec) > 1 else None
             if isinstance(options, list):
                 options.extend(more)
