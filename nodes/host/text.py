@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class HostTokenizer:
 
 def host_vocabulary() -> JsonTokenizer:
     """T5's vocabulary as the host ships it, for encoder files that bring none."""
-    folder = Path(comfy.text_encoders.pixart_t5.__file__).parent / "t5_tokenizer"
+    folder = Path(inspect.getfile(comfy.text_encoders.pixart_t5)).parent / "t5_tokenizer"
     return JsonTokenizer((folder / "tokenizer.json").read_bytes())
 
 
