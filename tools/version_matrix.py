@@ -58,13 +58,22 @@ class MatrixError(RuntimeError):
 
 @dataclass(frozen=True)
 class Versions:
-    """An environment of the matrix."""
+    """An environment of the matrix. without: packages that are taken out of it again."""
 
     python: str
     torch: str
+    without: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"Python {self.python}, torch {self.torch}"
+        return f"Python {self.python}, torch {self.torch_cell}"
+
+    @property
+    def torch_cell(self) -> str:
+        return self.torch + (f" without {', '.join(self.without)}" if self.without else "")
+
+    @property
+    def folder(self) -> str:
+        return "-".join([f"python{self.python}", f"torch{self.torch}", *(f"without-{name}" for name in self.without)])
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -100,7 +109,7 @@ def prepared(versions: Versions) -> Path:
     """The interpreter of the environment with these versions, made where missing. Raises MatrixError."""
     if versions == Versions(f"{sys.version_info[0]}.{sys.version_info[1]}", pinned_torch()):
         return environment(for_host=True)  # which the tests use too
-    place = cache_folder() / f"matrix-python{versions.python}-torch{versions.torch}"
+    place = cache_folder() / f"matrix-{versions.folder}"
     if not place.is_dir():
         base = interpreter(versions.python)
         vision, audio = companions(versions.torch)
@@ -112,6 +121,8 @@ def prepared(versions: Versions) -> Path:
             wheel = re.search(r"ERROR: (Could not find a version .*|No matching distribution .*)", str(error))
             raise MatrixError(wheel.group(1)[:160] if wheel else str(error).splitlines()[-1]) from error
     python = python_of(place)
+    if versions.without:
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *versions.without], capture_output=True)
     torch = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
     if torch.stdout.strip().partition("+")[0] != versions.torch:
         raise MatrixError(f"torch {torch.stdout.strip() or 'cannot be imported'} was installed")
@@ -163,7 +174,7 @@ def judge(python: Path, picture: Path, reference: Path) -> int:
 
 def cell(versions: Versions, python: Path, host: Host, reference: Path | None) -> tuple[str, Path | None]:
     """What the table says of one host under one environment, and the picture where all went well."""
-    name = f"comfyui{host.version}-python{versions.python}-torch{versions.torch}"
+    name = f"comfyui{host.version}-{versions.folder}"
     picture = OUTPUT / f"{name}.png"
     picture.unlink(missing_ok=True)
     try:
@@ -173,15 +184,25 @@ def cell(versions: Versions, python: Path, host: Host, reference: Path | None) -
             draw(server, picture)
         difference = judge(python, picture, reference or picture)
     except (MatrixError, HostError) as error:
-        return str(error).strip().replace("\n", " ")[:240], None
+        return reason(error), None
     return "pass" if reference is None or not difference else f"pass, {difference}", picture
+
+
+def reason(error: Exception) -> str:
+    """One line for the table: of a host that ended with a traceback in its log, the last one's error."""
+    errors = re.findall(r"^(?:[\w.]+)(?:Error|Exception): .*$", str(error), re.MULTILINE)
+    if isinstance(error, HostError) and errors:
+        return f"ComfyUI does not start or failed: {errors[-1]}"[:240]
+    return str(error).strip().replace("\n", " ")[:240]
 
 
 def table(hosts: Sequence[Host], rows: dict[Versions, list[str]]) -> str:
     """The matrix in Markdown."""
     lines = ["| Python | torch | " + " | ".join(f"ComfyUI {host.version}" for host in hosts) + " |"]
     lines.append("|---" * (2 + len(hosts)) + "|")
-    lines += [f"| {versions.python} | {versions.torch} | {' | '.join(cells)} |" for versions, cells in rows.items()]
+    lines += [
+        f"| {versions.python} | {versions.torch_cell} | {' | '.join(cells)} |" for versions, cells in rows.items()
+    ]
     return "\n".join(lines)
 
 
@@ -189,6 +210,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", nargs="+", default=list(PYTHONS), help=f"versions (default {' '.join(PYTHONS)})")
     parser.add_argument("--torch", nargs="+", default=[pinned_torch()], help="versions (default: the tests')")
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="PACKAGE",
+        help="what to take out of an environment again, such as triton, which old releases cannot load without a card",
+    )
     parser.add_argument("--comfyui", nargs="+", type=Path, help="ComfyUI trees (default: all that are found)")
     parser.add_argument("--install-only", action="store_true", help="make the environments and stop")
     return parser.parse_args(argv)
@@ -202,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     rows: dict[Versions, list[str]] = {}
     reference = None
-    for versions in (Versions(python, torch) for torch in args.torch for python in args.python):
+    without = tuple(args.without)
+    for versions in (Versions(python, torch, without) for torch in args.torch for python in args.python):
         try:
             python = prepared(versions)
         except MatrixError as error:

@@ -69,10 +69,11 @@ def place_of(error: BaseException) -> str:
 class Judge:
     """Reads one damaged file after another, and says what is no documented end."""
 
-    def __init__(self, name: str, target, folder: Path, out: Path | None):
+    def __init__(self, name: str, target, folder: Path, out: Path | None, hang: float = 0):
+        """hang: s after which the process is ended, with a trace; 0: never, for one that has other things to do."""
         from targets import SECONDS, SLACK
 
-        self.name, self.target, self.out = name, target, out
+        self.name, self.target, self.out, self.hang = name, target, out, hang
         self.path = folder / f"case{target.suffix}"
         self.tally, self.seconds, self.slack = Tally(), SECONDS, SLACK
 
@@ -89,8 +90,8 @@ class Judge:
             peak.write_text("5")
         before = memory("VmRSS" if is_reset else "VmHWM")
         start, trouble, fine = time.process_time(), "", False
-        if self.tally.cases % RESET_EVERY == 0:
-            faulthandler.dump_traceback_later(HANG, exit=True)  # starts a thread, so not for every case
+        if self.hang and self.tally.cases % RESET_EVERY == 0:
+            faulthandler.dump_traceback_later(self.hang, exit=True)  # starts a thread, so not for every case
         try:
             self.target.read(self.path)
             fine = True
@@ -204,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
-            judge = Judge(name, TARGETS[name], Path(folder), args.out)
+            judge = Judge(name, TARGETS[name], Path(folder), args.out, HANG)
             tallies[name] = judge.tally
             if args.engine == "atheris":
                 by_coverage(name, TARGETS[name], judge, args.seconds, args.seed)
