@@ -1,17 +1,18 @@
 """Times one forward of a PixArt transformer against its peers, with the same weights and inputs.
 
-    python benchmarks/forward.py --pixels 512 --depth 2 --comfyui ../ComfyUI
+    python benchmarks/forward.py --pixels 512 --depth 2 --comfyui ../ComfyUI --extramodels ../ComfyUI_ExtraModels
 
 The width is the released models' (1152, 16 heads) and the weights are random; the depth is cut, since time
-grows in proportion to it. Peers: diffusers' PixArtTransformer2DModel, and ComfyUI's own PixArtMS where a tree
-is given or found. All of them run in every round, one after the other, so that a machine that slows down
-slows all alike; the ratio is the median over rounds of a peer's time by ours in the same round.
+grows in proportion to it. Peers: diffusers' PixArtTransformer2DModel; ComfyUI's own PixArtMS where a tree is given or
+found; ComfyUI_ExtraModels' PixArtMS where a checkout of it is given. All of them run in every round, one after the
+other, so that a machine that slows down slows all alike; the ratio is the median over rounds of a peer's time by ours
+in the same round. “prepared” is this project's forward as a sampling run calls it after its first step, with the
+caption's keys and values and the position grid known.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -19,96 +20,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import peers  # noqa: E402
 import torch  # noqa: E402
-from diffusers import PixArtTransformer2DModel  # noqa: E402
+from peers import Forward, size_config, transformer  # noqa: E402
 
-from pixart.checkpoint import to_diffusers  # noqa: E402
 from pixart.config import PixArtConfig  # noqa: E402
-from pixart.training.initialise import initialise  # noqa: E402
-from pixart.transformer import PixArtTransformer  # noqa: E402
+from pixart.transformer import GRIDS, PREPARED  # noqa: E402
 
 SIZES = (256, 512, 1024)
-CAPTION_TOKENS = 300
+TOKENS = (300,)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-Forward = Callable[[], torch.Tensor]
-
-
-def transformer(config: PixArtConfig, dtype: torch.dtype) -> PixArtTransformer:
-    """Random weights, with those filled in that training starts from zero, so that outputs can be compared."""
-    generator = torch.Generator().manual_seed(0)
-    model = initialise(PixArtTransformer(config), generator)
-    with torch.no_grad():
-        for layer in [model.final_layer.linear, *(block.cross_attn.proj for block in model.blocks)]:
-            layer.weight.normal_(std=0.02, generator=generator)
-    return model.to(dtype).eval().requires_grad_(False)
-
-
-def diffusers_peer(model: PixArtTransformer, x, t, caption, mask) -> Forward:
-    config = model.config
-    peer = PixArtTransformer2DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.head_dim,
-        num_layers=config.depth,
-        cross_attention_dim=config.hidden_size,
-        caption_channels=config.caption_channels,
-        sample_size=config.base_size * config.patch_size,
-        interpolation_scale=config.pe_interpolation,
-        use_additional_conditions=False,
-    )
-    state = to_diffusers(model.state_dict())
-    state.pop("caption_projection.y_embedding", None)  # the null caption, for which the class has no place
-    peer.load_state_dict(state)
-    peer.to(x.dtype).eval().requires_grad_(False)
-    none = {"resolution": None, "aspect_ratio": None}
-
-    def forward() -> torch.Tensor:
-        out = peer(
-            x, encoder_hidden_states=caption, timestep=t, encoder_attention_mask=mask, added_cond_kwargs=none
-        ).sample
-        return out.chunk(2, dim=1)[0]
-
-    return forward
-
-
-def find_comfyui() -> Path | None:
-    """A ComfyUI tree: ``COMFYUI_PATH``, or the tree that this project lies in as a custom node, or beside it."""
-    places = [ROOT.parent.parent, ROOT.parent / "ComfyUI"]
-    if os.environ.get("COMFYUI_PATH"):
-        places.insert(0, Path(os.environ["COMFYUI_PATH"]))
-    return next((place for place in places if (place / "comfy" / "ldm" / "pixart").is_dir()), None)
-
-
-def comfyui_peer(tree: Path, model: PixArtTransformer, x, t, caption, mask) -> Forward:
-    """ComfyUI's own class. It knows no caption mask, which makes no difference here: no token is masked."""
-    sys.path.insert(0, str(tree))
-    import comfy.options
-
-    comfy.options.enable_args_parsing(False)
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = x.device.type == "cpu"
-    import comfy.ops
-    from comfy.ldm.pixart.pixartms import PixArtMS
-
-    config = model.config
-    peer = PixArtMS(
-        input_size=config.base_size * config.patch_size,
-        hidden_size=config.hidden_size,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        caption_channels=config.caption_channels,
-        pe_interpolation=config.pe_interpolation,
-        model_max_length=config.max_caption_tokens,
-        micro_condition=False,
-        dtype=x.dtype,
-        device=x.device,
-        operations=comfy.ops.disable_weight_init,
-    )
-    peer.load_state_dict(model.state_dict())
-    peer.to(x.dtype).eval().requires_grad_(False)
-    return lambda: peer(x, t, caption)
+OURS = "this project"
 
 
 def synchronise(device: torch.device) -> None:
@@ -131,16 +55,23 @@ def matmul_speed(dtype: torch.dtype, device: torch.device, side: int = 1152, rep
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(repeat))
 
 
-def forward_flops(config: PixArtConfig, batch: int, tokens: int, caption: int) -> int:
-    """Multiplications and additions of the matrix products of one forward."""
+def forward_flops(config: PixArtConfig, batch: int, tokens: int, caption: int, prepared: bool = False) -> int:
+    """Multiplications and additions of the matrix products of one forward.
+
+    prepared: the caption's projection, keys and values were computed before.
+    """
     d, mlp = config.hidden_size, config.mlp_hidden_size
     per_token = 4 * d * d + 2 * tokens * d  # qkv and output projection; scores and values
     per_token += 2 * d * d + 2 * caption * d + 2 * d * mlp  # query and output of cross-attention, its scores, the MLP
-    block = tokens * per_token + caption * 2 * d * d  # and the caption's keys and values
     ends = tokens * d * config.patch_size**2 * (config.in_channels + config.out_channels)
-    ends += caption * (config.caption_channels * d + d * d)
-    modulation = 256 * d + d * d + 6 * d * d
-    return 2 * batch * (config.depth * block + ends + modulation)
+    total = config.depth * tokens * per_token + ends + 256 * d + d * d + 6 * d * d  # and the timestep's modulation
+    return 2 * batch * total + (0 if prepared else caption_flops(config, batch, caption))
+
+
+def caption_flops(config: PixArtConfig, batch: int, caption: int) -> int:
+    """Of that, what depends on the caption alone: its projection, and the keys and values of every block."""
+    d = config.hidden_size
+    return 2 * batch * caption * (config.caption_channels * d + d * d + config.depth * 2 * d * d)
 
 
 def first_outputs(forwards: dict[str, Forward]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -165,10 +96,33 @@ def measure(forwards: dict[str, Forward], rounds: int, device: torch.device) -> 
     return times
 
 
-def compare(pixels: int, args: argparse.Namespace) -> None:
+def build(args: argparse.Namespace, model, x, t, caption, mask) -> tuple[dict[str, Forward], dict[str, str]]:
+    """Everyone's forward, and of those that cannot be built, why."""
+    known = {PREPARED: model.prepare_caption(caption, mask), GRIDS: {}}
+    forwards: dict[str, Forward] = {OURS: lambda: model(x, t, caption, mask)}
+    forwards["prepared"] = lambda: model(x, t, caption, mask, transformer_options=known)
+    diffusers = peers.diffusers_model(model.config, model.state_dict(), x.dtype).to(x.device)
+    forwards["diffusers"] = lambda: peers.diffusers_forward(diffusers, x, t, caption, mask)
+    failed = {}
+    tree = args.comfyui or peers.find_comfyui()
+    if tree is not None:
+        peers.enter_comfyui(tree, x.device, args.use_pytorch_cross_attention)
+        host = peers.comfyui_model(model, x)
+        forwards["ComfyUI"] = lambda: host(x, t, caption)
+    if args.extramodels is not None:
+        try:
+            if tree is None:
+                raise ValueError("it runs inside ComfyUI: name its folder with --comfyui or COMFYUI_PATH")
+            extra = peers.extramodels_model(args.extramodels, model, x)
+            forwards["ExtraModels"] = lambda: extra(x, t, caption)
+        except (ImportError, AttributeError, ValueError) as error:
+            failed["ExtraModels"] = f"{type(error).__name__}: {error}"
+    return forwards, failed
+
+
+def compare(pixels: int, tokens: int, args: argparse.Namespace) -> None:
     dtype, device = DTYPES[args.dtype], torch.device(args.device)
-    # The base size is that of the released model of this size, where all three compute the same position grid.
-    config = PixArtConfig(depth=args.depth, base_size=pixels // 16, pe_interpolation=pixels / 512)
+    config = size_config(pixels, args.depth)
     model = transformer(config, dtype).to(device)
     generator = torch.Generator().manual_seed(1)
 
@@ -176,52 +130,51 @@ def compare(pixels: int, args: argparse.Namespace) -> None:
         return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
     x = random(args.batch, 4, pixels // 8, pixels // 8)
-    caption = random(args.batch, CAPTION_TOKENS, config.caption_channels)
-    t = torch.full((args.batch,), 500.0, device=device)
-    mask = torch.ones(args.batch, CAPTION_TOKENS, device=device, dtype=torch.int64)
-
-    forwards: dict[str, Forward] = {"this project": lambda: model(x, t, caption, mask)}
-    forwards["diffusers"] = diffusers_peer(model, x, t, caption, mask)
-    tree = args.comfyui or find_comfyui()
-    if tree is not None:
-        forwards["ComfyUI"] = comfyui_peer(tree, model, x, t, caption, mask)
-
+    caption = random(args.batch, tokens, config.caption_channels)
+    t = torch.full((1,), 500.0, device=device).expand(args.batch)  # as the host's sampler has it, one for the batch
+    mask = torch.ones(args.batch, tokens, device=device, dtype=torch.int64)
     with torch.inference_mode():
-        outputs, failed = first_outputs(forwards)
+        forwards, failed = build(args, model, x, t, caption, mask)
+        outputs, cannot = first_outputs(forwards)
         times = measure({name: forwards[name] for name in outputs}, args.rounds, device)
-    ours = outputs["this project"]
-    flops = forward_flops(config, args.batch, (pixels // 16) ** 2, CAPTION_TOKENS)
-    peak = matmul_speed(dtype, device)
+        peak = matmul_speed(dtype, device)
+    flops = forward_flops(config, args.batch, (pixels // 16) ** 2, tokens)
     print(
-        f"\n{pixels} x {pixels}, batch {args.batch}, depth {args.depth}, {args.dtype}, {device}, "
+        f"\n{pixels} x {pixels}, {tokens} tokens, batch {args.batch}, depth {args.depth}, {args.dtype}, {device}, "
         f"{torch.get_num_threads()} threads, {args.rounds} rounds: {flops / 1e9:.1f} GFLOP a forward, "
         f"matrix product {peak / 1e9:.0f} GFLOP/s"
     )
     print(f"{'':14}{'median s':>10}{'time / ours':>13}{'GFLOP/s':>10}{'of peak':>9}{'difference':>12}")
     for name, taken in times.items():
         median = statistics.median(taken)
-        ratio = statistics.median(a / b for a, b in zip(taken, times["this project"], strict=True))
-        away = (outputs[name] - ours).abs().max() / ours.abs().max()
-        speed = flops / median
+        ratio = statistics.median(a / b for a, b in zip(taken, times[OURS], strict=True))
+        away = (outputs[name] - outputs[OURS]).abs().max() / outputs[OURS].abs().max()
+        work = flops - caption_flops(config, args.batch, tokens) if name == "prepared" else flops
+        speed = work / median
         print(f"{name:14}{median:10.3f}{ratio:13.2f}{speed / 1e9:10.1f}{speed / peak:9.0%}{away.item():12.1e}")
-    for name, reason in failed.items():
-        print(f"{name:14} cannot run this size ({reason})")
+    for name, reason in (failed | cannot).items():
+        print(f"{name:14} cannot run ({reason})")
+    sys.stdout.flush()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixels", type=int, nargs="+", default=SIZES, help="sides of the picture")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="lengths of the caption")
     parser.add_argument("--depth", type=int, default=2, help="blocks (released models: 28)")
     parser.add_argument("--batch", type=int, default=2, help="2 is one picture under guidance")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--comfyui", type=Path, help="a ComfyUI tree (default: COMFYUI_PATH, or one found nearby)")
+    parser.add_argument("--extramodels", type=Path, help="a checkout of ComfyUI_ExtraModels; needs timm")
+    parser.add_argument("--use-pytorch-cross-attention", action="store_true", help="for ComfyUI, as its own option")
     args = parser.parse_args()
     if bad := [pixels for pixels in args.pixels if pixels < 16 or pixels % 16]:
         parser.error(f"--pixels {bad[0]}: a side must be a multiple of 16")
     for pixels in args.pixels:
-        compare(pixels, args)
+        for tokens in args.tokens:
+            compare(pixels, tokens, args)
     return 0
 
 

@@ -4,13 +4,16 @@
     python benchmarks/kv_compression.py --sizes 1024x1024 2048x2048 --rounds 5 --device cuda --dtype bf16
 
 One block has the weights of a released block's shape (1152 wide, 16 heads) and random values, on which speed does not
-depend. All kinds run in every round, one after the other, and ratios are taken within a round. Memory is what a call
-takes beyond its inputs and weights. The forward of 28 blocks is their sum: it would take minutes on a processor.
+depend. All kinds run in every round, one after the other, and ratios are taken within one. The attention is measured as
+the block runs. Memory is what is taken at the peak beyond inputs and weights. The forward of 28 blocks is their sum:
+it would take minutes on a processor.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import os
 import statistics
 import sys
@@ -78,6 +81,8 @@ def reset_peak(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(AttributeError):  # what earlier calls have freed goes back; glibc alone has this
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 
@@ -91,8 +96,35 @@ def status(field: str) -> float:
     return float(line.split()[1]) * 1024
 
 
-def calls(pixels: str, args: argparse.Namespace) -> dict[str, dict[str, Callable[[], torch.Tensor]]]:
-    """Kind → "attention" and "block" → a call that computes it."""
+class Watched(torch.nn.Module):
+    """A self-attention that notes what each call of it takes, and the peak of the block around it until then."""
+
+    def __init__(self, attention: torch.nn.Module, device: torch.device):
+        super().__init__()
+        self.attention, self.device = attention, device
+
+    def forward(self, *args):
+        self.peaks = [peak(self.device)]
+        outputs = []
+        self.taken = measured(lambda: outputs.append(self.attention(*args)), self.device)
+        self.peaks.append(peak(self.device))
+        return outputs[0]
+
+
+def block_measured(call: Callable[[], torch.Tensor], watched: Watched) -> dict[str, tuple[float, float]]:
+    """Seconds and peak of the whole block and, of the same run, of its self-attention."""
+    synchronise(watched.device)
+    before = reset_peak(watched.device)
+    started = time.perf_counter()
+    call()
+    synchronise(watched.device)
+    seconds = time.perf_counter() - started
+    highest = max(*watched.peaks, peak(watched.device))
+    return {"attention": watched.taken, "block": (seconds, highest - before)}
+
+
+def calls(pixels: str, args: argparse.Namespace) -> dict[str, tuple[Callable[[], torch.Tensor], Watched]]:
+    """Kind → a call that computes a block, and its self-attention."""
     dtype, device = DTYPES[args.dtype], torch.device(args.device)
     width, height = map(int, pixels.split("x"))
     grid = (height // 16, width // 16)
@@ -110,24 +142,24 @@ def calls(pixels: str, args: argparse.Namespace) -> dict[str, dict[str, Callable
         options = {GRID: grid, "block_index": 0}
         if name != "dense":
             options[COMPRESSION] = KVCompression(name, ratio)
-        found["dense" if name == "dense" else f"{name} {ratio}"] = {
-            "attention": lambda block=block, options=options: block.attn(x, options),
-            "block": lambda block=block, options=options: block(x, caption, t0, None, options),
-        }
+        block.attn = watched = Watched(block.attn, device)
+        found["dense" if name == "dense" else f"{name} {ratio}"] = (
+            lambda block=block, options=options: block(x, caption, t0, None, options),
+            watched,
+        )
     return found
 
 
 def compare(pixels: str, args: argparse.Namespace) -> None:
-    device = torch.device(args.device)
     width, height = map(int, pixels.split("x"))
     tokens = (height // 16) * (width // 16)
     kinds = calls(pixels, args)
     taken: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with torch.inference_mode():
         for _ in range(args.rounds):
-            for kind, parts in kinds.items():
-                for part, call in parts.items():
-                    taken.setdefault((kind, part), []).append(measured(call, device))
+            for kind, (call, watched) in kinds.items():
+                for part, figures in block_measured(call, watched).items():
+                    taken.setdefault((kind, part), []).append(figures)
     print(
         f"\n{width} x {height}: {tokens} tokens, batch {args.batch}, {args.dtype}, {args.device}, "
         f"{torch.get_num_threads()} threads, {args.rounds} rounds"

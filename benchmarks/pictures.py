@@ -1,6 +1,6 @@
 """Measures on the demo what samplers and guidance do to pictures: right ones, clipped pixels, sharp edges.
 
-    python benchmarks/pictures.py few-step --checkpoint demo/pixart-demo-lcm.safetensors
+    python benchmarks/pictures.py few-step
     python benchmarks/pictures.py thresholding
     python benchmarks/pictures.py cascade
 
@@ -167,7 +167,8 @@ def few_step(bench: Bench, args: argparse.Namespace) -> None:
     base = Bench(PixArtPipeline.load(DEMO / "pixart-demo-sigma.safetensors", args.t5, args.vae), bench.prompts)
     runs = [("Σ", base, Recipe(steps=20)), ("Σ", base, Recipe(steps=20, cfg=1.0))]
     runs += [("Σ", base, Recipe("lcm", steps, 1.0)) for steps in (1, 2, 4, 8)]
-    runs += [(args.checkpoint.stem, bench, Recipe("lcm", steps, 1.0)) for steps in (1, 2, 4, 8)]
+    bench.pipeline.add_lora(args.lora)
+    runs += [(args.lora.stem, bench, Recipe("lcm", steps, 1.0)) for steps in (1, 2, 4, 8)]
     print(
         f"| weights | sampler | steps | cfg | right of {len(bench.prompts)} | s a picture |\n|---|---|---|---|---|---|"
     )
@@ -190,6 +191,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measure", choices=MEASURES)
     parser.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors")
+    parser.add_argument("--lora", type=Path, default=DEMO / "pixart-demo-lcm-lora.safetensors", help="of few-step")
     parser.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors")
     parser.add_argument("--vae", type=Path, default=DEMO / "pixart-demo-vae.safetensors")
     parser.add_argument("--prompts", type=Path, default=DEMO / "prompts.csv")

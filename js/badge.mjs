@@ -10,13 +10,31 @@ const HEIGHT = 56;
 export const LOADERS = {
   PixArtLoadCheckpoint: ["checkpoint", "ckpt_name"],
   PixArtLoadT5: ["t5", "t5_name"],
+  PixArtLoadLora: ["lora", "lora_name"],
+  PixArtLoadControlNet: ["controlnet", "control_net_name"],
+  PixArtLoadDreamBooth: ["checkpoint", "ckpt_name"],
+  PixArtLoadCaption: ["caption", "caption_name"],
 };
 
-function words({ family, pixels, blocks, width, vae, dtype }) {
+const LONGEST_PROMPT = 60;
+
+function quoted(prompt) {
+  if (prompt === null) return say("no_prompt");
+  return say("quoted", { text: prompt.length > LONGEST_PROMPT ? `${prompt.slice(0, LONGEST_PROMPT)} …` : prompt });
+}
+
+/** The facts that a kind of file has, in the user's language; what a kind does not know is undefined. */
+function words({ prompt, family, base, pixels, rank, layers, t5_layers, blocks, length, width, vae, dtype }) {
   return [
+    prompt !== undefined && quoted(prompt),
     family,
+    base !== undefined && (base ? say("for_base", { base }) : say("any_base")),
     pixels && `${pixels} px`,
+    rank && say("rank", { rank }),
+    layers && say("layers", { layers }),
+    t5_layers && say("t5_layers", { layers: t5_layers }),
     blocks && say("blocks", { blocks }),
+    length && say("length", { length }),
     width && say("width", { width }),
     dtype,
     vae && `VAE ${vae}`,

@@ -21,6 +21,7 @@ from . import (
     upscale,
 )
 from .host import folders, replacements, routes
+from .host.limits import within_limits
 
 NODES = [
     *checkpoint.NODES,
@@ -48,7 +49,7 @@ class PixArtExtension(ComfyExtension):
         await replacements.register({node.GET_SCHEMA().node_id for node in NODES})
 
     async def get_node_list(self) -> list:
-        return NODES
+        return [within_limits(node) for node in NODES]
 
 
 async def comfy_entrypoint() -> PixArtExtension:

@@ -12,6 +12,20 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
+LORA_HELP = "a LoRA and its strength, 1 where none is given; may be said several times"
+
+
+def lora_argument(text: str) -> tuple[Path, float]:
+    """``FILE`` or ``FILE=STRENGTH``. Raises argparse's error for a strength that is no number."""
+    name, told, strength = text.rpartition("=")
+    if not told:
+        return Path(text), 1.0
+    try:
+        return Path(name), float(strength)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{strength!r} is no strength: write FILE=0.8, for example.") from None
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m pixart", description="Draw a picture with PixArt; without model files, the embedded demo."
@@ -21,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors", metavar="FILE")
     p.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors", metavar="FILE")
     p.add_argument("--vae", type=Path, default=DEMO / "pixart-demo-vae.safetensors", metavar="FILE")
+    p.add_argument("--lora", type=lora_argument, action="append", default=[], metavar="FILE[=STRENGTH]", help=LORA_HELP)
     p.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model, for a T5 file that has none inside")
     p.add_argument("--negative", default="", help="what the picture should not show")
     p.add_argument("--caption", type=Path, metavar="FILE", help="a caption file in place of the prompt")
@@ -49,6 +64,8 @@ def draw(args: argparse.Namespace) -> Path:
     pipeline = PixArtPipeline.load(
         args.checkpoint, t5, args.vae, device=args.device, dtype=dtype, tokenizer=args.tokenizer
     )
+    for path, strength in args.lora:
+        pipeline.add_lora(path, strength)
     picture = pipeline(
         pipeline.read_caption(args.caption) if args.caption else args.prompt,
         pipeline.read_caption(args.negative_caption) if args.negative_caption else args.negative,

@@ -134,11 +134,11 @@ def apply(weight: torch.Tensor, adapter: Adapter, strength: float = 1.0) -> torc
     rows = weight.chunk(adapter.parts)[adapter.part]  # a view
     base = rows.float()
     if adapter.kind == WHOLE:
-        after = adapter.tensors["diff"].reshape(rows.shape).float()
+        after = adapter.tensors["diff"].reshape(rows.shape).to(base)
     elif adapter.magnitude is not None:
-        after = decompose(base, delta(adapter, rows.shape), adapter.magnitude)
+        after = decompose(base, delta(adapter, rows.shape).to(base), adapter.magnitude)
     else:
-        after = base + delta(adapter, rows.shape)
+        after = base + delta(adapter, rows.shape).to(base)
     rows.copy_(base + strength * (after - base))
     return weight
 

@@ -136,10 +136,11 @@ class CrossAttention(nn.Module):
         return out
 
 
-def is_patched(name: str, transformer_options: dict) -> bool:
-    """Whether anything but the kernel sees the keys and values of attention ``name``."""
+def is_patched(name: str, transformer_options: dict, output: bool = False) -> bool:
+    """Whether anything but the kernel sees the keys and values of attention ``name``, or its output where asked."""
     replaced = transformer_options.get("patches_replace", {}).get(name)
-    return bool(replaced or transformer_options.get("patches", {}).get(f"{name}_patch"))
+    patches = transformer_options.get("patches", {})
+    return bool(replaced or patches.get(f"{name}_patch") or (output and patches.get(f"{name}_output_patch")))
 
 
 def patched_attention(layer, name: str, q, k, v, bias, transformer_options: dict) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .attention import Attention, sdpa
 from .config import ALPHA, PixArtConfig
-from .transformer import Block, PixArtTransformer, narrow
+from .transformer import FIRST, Block, Embedded, PixArtTransformer, first_wishes, narrow
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ class PixArtControlNet(nn.Module):
         """What is to be added after each of the base's first blocks: ``copied_blocks`` tensors (B, N, D).
 
         Entry i belongs after block i: ``base(x, …, control={"output": residuals})``. The other arguments are those of
-        ``PixArtTransformer.forward``.
+        ``PixArtTransformer.forward``. Where ``transformer_options[PREPARED]`` is of this caption, what
+        ``transformer_options[COPIES]``, a function of it, gives is taken for the copies' keys and values; and block 0
+        of the base is run once for all that are given the same ``transformer_options[FIRST]``.
         hint: the control picture as the VAE's latents, times the latent scale, (B or 1, C, H, W).
 
         Raises ValueError when the hint's size is not that of ``x``.
@@ -154,11 +156,29 @@ class PixArtControlNet(nn.Module):
             )
         options = {**(transformer_options or {}), "block_index": 0, "total_blocks": len(base.blocks)}
         given = base.embed(x, timesteps, caption, caption_mask, size, aspect_ratio, options)
-        known = None if given.prepared is None else given.prepared.for_block(0)
         rest = (given.caption, given.t0, given.bias, options)
-        c = base.blocks[0](given.tokens, *rest, known) + self.controlnet[0].before_proj(base.patches(hint, options))
+        c = first_output(base, given, options) + self.controlnet[0].before_proj(base.patches(hint, options))
+        prepared = options[COPIES](given.prepared) if given.prepared is not None and COPIES in options else None
         residuals = []
-        for part in self.controlnet:
-            c = part.copied_block(c, *rest)
+        for index, part in enumerate(self.controlnet):
+            c = part.copied_block(c, *rest, None if prepared is None else prepared.for_block(index))
             residuals.append(part.after_proj(narrow(c, given.t0.dtype)).to(given.tokens.dtype))
         return residuals
+
+
+COPIES = "pixart_copies"
+"""Where ``transformer_options`` holds a function PreparedCaption → PreparedCaption for the copied blocks."""
+
+
+def first_output(base: PixArtTransformer, given: Embedded, options: dict) -> torch.Tensor:
+    """The base's block 0, as another ControlNet has just run it or run now and kept for the base."""
+    first, prepared = options.get(FIRST), given.prepared
+    if prepared is None:
+        return base.blocks[0](given.tokens, given.caption, given.t0, given.bias, options)
+    wishes = first_wishes(options)
+    output = None if first is None else first.find(given.tokens, given.t0, prepared, wishes)
+    if output is None:
+        output = base.blocks[0](given.tokens, given.caption, given.t0, given.bias, options, prepared.for_block(0))
+        if first is not None:
+            first.keep(given.tokens, given.t0, prepared, wishes, output)
+    return output

@@ -1,6 +1,6 @@
 """``python -m pixart.doctor``: what there is to draw with, for people who wonder why it does not.
 
-Reads headers of model files, never their weights, and runs no code from them.
+Reads what model files say of themselves and the shapes of their weights, and runs no code from them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ OPTIONAL = {
 }
 SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".ckpt", ".bin", ".gguf")
 CHECKPOINT, T5, VAE = "checkpoint", "t5", "vae"
+LORA, CONTROLNET, CAPTION = "lora", "controlnet", "caption"
 KINDS = {
     "checkpoints": CHECKPOINT,
     "diffusion_models": CHECKPOINT,
@@ -39,6 +40,8 @@ KINDS = {
     "text_encoders": T5,
     "clip": T5,
     "vae": VAE,
+    "loras": LORA,
+    "controlnet": CONTROLNET,
 }
 """The model folders that are looked at, and what PixArt wants from them."""
 
@@ -64,9 +67,9 @@ def family_name(config: PixArtConfig) -> str:
 
 
 def look_at(path: str | Path, kind: str) -> Found:
-    """What a file or folder is, where a file of ``kind`` (CHECKPOINT, T5, VAE) is wanted."""
+    """What a file or folder is, where a file of ``kind`` (CHECKPOINT, T5, VAE …) is wanted."""
     try:
-        return {CHECKPOINT: look_at_checkpoint, T5: look_at_t5, VAE: look_at_vae}[kind](Path(path))
+        return LOOKS[kind](Path(path))
     except (ValueError, OSError, ImportError) as error:
         return Found("", {}, str(error).removeprefix(f"{path}: "))
 
@@ -113,6 +116,69 @@ def look_at_vae(path: Path) -> Found:
     if len(entry) != 4 or entry[1] != 4:
         raise ValueError(f"This autoencoder has {entry[1]} latent channels; PixArt draws in 4.")
     return Found("autoencoder with 4 latent channels (SD's for α, SDXL's for Σ)", {"family": "KL"})
+
+
+def look_at_lora(path: Path) -> Found:
+    """A LoRA by its names and shapes; whether it fits a model is seen only beside that model."""
+    from .adapters import LOHA, LOKR, LORA
+    from .lora import peek_lora
+
+    lora = peek_lora(path)
+    adapters = (*lora.transformer, *lora.text)
+    # Only what is a name everywhere: the widget says the rest in the user's language.
+    kinds = [kind for kind in (LORA, LOHA, LOKR) if any(adapter.kind == kind for adapter in adapters)]
+    kinds += ["DoRA"] if any(adapter.magnitude is not None for adapter in adapters) else []
+    ranks = [adapter.rank for adapter in adapters if adapter.rank]
+    facts = {
+        "family": " + ".join(kinds),
+        "rank": span(ranks) if ranks else "",
+        "layers": len(lora.transformer),
+        "t5_layers": len(lora.text),
+    }
+    rank = f", rank {facts['rank']}" if ranks else ""
+    layers = f"{len(lora.transformer)} layers of the transformer, {len(lora.text)} of T5"
+    return Found(f"{lora.kinds()}{rank}, {layers}; {lora.dialect}", facts)
+
+
+def span(numbers: Iterable[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def look_at_controlnet(path: Path) -> Found:
+    from .checkpoint.controlnet import open_controlnet
+
+    file = open_controlnet(path)
+    config = file.config
+    facts = {
+        "family": "ControlNet",
+        "base": {None: "", ALPHA: "PixArt-α"}.get(config.family, "PixArt-Σ"),
+        "blocks": config.copied_blocks,
+        "width": config.hidden_size,
+        "dtype": dtype_name(file.state_dict["controlnet.0.after_proj.weight"].dtype),
+    }
+    return Found(f"ControlNet for {config.describe()}, {facts['dtype']}", facts)
+
+
+def look_at_caption(path: Path) -> Found:
+    """A caption file; its prompt is the title, which the widget shows whole."""
+    from .text.captions import load_caption
+
+    caption = load_caption(path)
+    tokens, width = caption.tokens, caption.embedding.shape[1]
+    facts = {"prompt": caption.prompt, "length": tokens, "width": width, "dtype": dtype_name(caption.embedding.dtype)}
+    told = "its prompt is not recorded" if caption.prompt is None else f"“{caption.prompt}”"
+    return Found(f"caption of {tokens} tokens, {width} wide: {told}", facts)
+
+
+LOOKS = {
+    CHECKPOINT: look_at_checkpoint,
+    T5: look_at_t5,
+    VAE: look_at_vae,
+    LORA: look_at_lora,
+    CONTROLNET: look_at_controlnet,
+    CAPTION: look_at_caption,
+}
 
 
 def dtype_name(dtype) -> str:
@@ -198,11 +264,14 @@ def model_files(models: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def demo_files() -> Iterator[tuple[str, str, Path]]:
-    kinds = {"sigma": "checkpoints", "alpha": "checkpoints", "t5": "text_encoders", "vae": "vae"}
+    """Of each file, what its name says it is: a LoRA of a family before the family."""
+    kinds = {"lora": "loras", "controlnet": "controlnet", "t5": "text_encoders", "vae": "vae"}
+    kinds |= dict.fromkeys(("sigma", "alpha", "dreambooth"), "checkpoints")
     for path in sorted((PACK / "demo").glob("pixart-demo-*.safetensors")):
-        part = path.stem.removeprefix("pixart-demo-").split("-")[0]
-        if part in kinds:
-            yield kinds[part], path.name, path
+        parts = path.stem.split("-")
+        kind = next((kinds[word] for word in kinds if word in parts), None)
+        if kind:
+            yield kind, path.name, path
 
 
 def find_comfyui(folder: Path | None) -> Path | None:

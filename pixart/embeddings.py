@@ -86,7 +86,8 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)  # (B, N, D)
+        # With its channels last, the convolution writes tokens in the order of their shape.
+        return self.proj(x.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)  # (B, N, D)
 
 
 class Mlp(nn.Module):
@@ -98,7 +99,10 @@ class Mlp(nn.Module):
         self.fc2 = operations.Linear(hidden_size, out_size, dtype=dtype, device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
+        hidden = self.fc1(x)  # (B, N, hidden_size), four times as wide as all else
+        if hidden.requires_grad:
+            return self.fc2(nn.functional.gelu(hidden, approximate="tanh"))
+        return self.fc2(torch.ops.aten.gelu_(hidden, approximate="tanh"))  # in place: no second one to be allocated
 
 
 class CaptionEmbedder(nn.Module):
@@ -121,3 +125,11 @@ class CaptionEmbedder(nn.Module):
 
     def forward(self, caption: torch.Tensor) -> torch.Tensor:
         return self.y_proj(caption)
+
+
+def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """(B, L, …) → (B, length, …), zeros after the end; captions of different lengths then share a batch."""
+    missing = length - tensor.shape[1]
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], dim=1)

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ from .lora_foreign import name_foreign_lora
 from .lora_names import Address, find_layer, name_dialect, split_role
 
 PEFT_DEFAULT_ALPHA = 8
+
+MAX_CONFIG = 2**20
+"""Bytes of a PEFT configuration."""
+
+MAX_PATTERNS = 2000
+_PATTERN = re.compile(r"([\w.|()\[\]^$\\-]|(?<=\\d)\+){1,500}")
+_MOST = {"|": 16, "(": 3, "+": 2}
+"""Of an expression in a configuration: names, few choices, and no repetition but of digits.
+
+One made for it could take longer than the universe has to be matched. PEFT itself writes names of layers.
+"""
 
 _PRODUCTS = ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2")
 _RAW_PEFT = re.compile(r"^(unet\.|transformer\.)?base_model\.model\.")
@@ -58,12 +70,26 @@ def open_lora(path: str | Path) -> Lora:
     Raises FileNotFoundError for a missing path and ValueError, naming the file, for anything that is no LoRA for
     PixArt: the message says what it is instead and what to do.
     """
+    return _open(path, whole=True)
+
+
+def peek_lora(path: str | Path) -> Lora:
+    """What a LoRA file is, from its names and shapes: the numbers are not read, so that NaN stays unseen.
+
+    Raises what ``open_lora`` raises. Its tensors lie in the file's pages and are not for use.
+    """
+    return _open(path, whole=False)
+
+
+def _open(path: str | Path, whole: bool) -> Lora:
     path = Path(path)
     try:
         weights = read_weights(path)
-        # Copied out of the file's pages: a training may write the next save over it while the LoRA is in use.
-        tensors = {name: tensor.clone() for name, tensor in weights.tensors.items()}
-        return _understand(path, tensors, weights.metadata, _beside(weights.file))
+        tensors = weights.tensors
+        if whole:
+            # Copied out of the file's pages: a training may write the next save over it while the LoRA is in use.
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        return _understand(path, tensors, weights.metadata, _beside(weights.file), whole)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -157,6 +183,8 @@ def _beside(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    if (size := file.stat().st_size) > MAX_CONFIG:
+        raise ValueError(f"{file.name} beside the file has {size} bytes, more than {MAX_CONFIG}. Take it away.")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -165,7 +193,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _understand(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], beside: tuple[dict[str, Any], str]
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    beside: tuple[dict[str, Any], str],
+    whole: bool,
 ) -> Lora:
     if not tensors:
         raise ValueError("The file holds no tensors. Choose a file of LoRA weights.")
@@ -183,7 +215,7 @@ def _understand(
             f"No layer of a PixArt transformer or of T5 is named in this file; it names {names}. It is a LoRA for "
             "another model, or no LoRA. Choose one that was trained on PixArt."
         )
-    _check_numbers({stem: parts for stem, (_, parts) in groups.items()})
+    _check_numbers({stem: parts for stem, (_, parts) in groups.items()}, whole)
     stems = [stem for stem, (address, _) in groups.items() if not address.text] or list(groups)
     scales = _Scales(metadata, beside, raw_peft=any(_RAW_PEFT.match(stem) for stem in groups))
     adapters: dict[bool, list[Adapter]] = {True: [], False: []}
@@ -228,13 +260,13 @@ def _group(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, tuple[Address
     return groups, list(dict.fromkeys(leftover))
 
 
-def _check_numbers(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+def _check_numbers(groups: Mapping[str, Mapping[str, torch.Tensor]], whole: bool) -> None:
     for stem, parts in groups.items():
         for role, tensor in parts.items():
             if not tensor.is_floating_point() and role != "alpha":
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise ValueError(f"{stem} holds {kind} values ({role}), not numbers of a LoRA: the file is quantised.")
-            if not torch.isfinite(tensor.float()).all():
+            if whole and not torch.isfinite(tensor.float()).all():
                 raise ValueError(
                     f"{stem} holds NaN or infinity ({role}): the training that wrote the file diverged, or it "
                     "overflowed when converted to half precision. Choose another save of the LoRA."
@@ -263,12 +295,15 @@ class _Scales:
         """layer: the stem in the file, which patterns of a configuration are matched against."""
         if alpha is not None:
             self.used["the alpha tensors in the file"] += 1
+            if alpha.numel() != 1 or alpha.is_complex():
+                raise ValueError(f"{layer}: alpha has shape {list(alpha.shape)} of {alpha.dtype}, not one number.")
             return float(alpha) / rank
         if self.config:
             value = self.config.get("lora_alpha", self.config.get("alpha", PEFT_DEFAULT_ALPHA))
             value = _by_pattern(self.config.get("alpha_pattern"), layer, value)
+            alpha_of_all = _number(value, self.place)
             self.used[f"alpha {_short(value)} from {self.place}"] += 1
-            return _number(value, self.place) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+            return alpha_of_all / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
         if self.raw_peft:
             self.used[
                 f"PEFT's default alpha {PEFT_DEFAULT_ALPHA}, for lack of its adapter_config.json beside the file"
@@ -287,8 +322,10 @@ def _stated_config(metadata: Mapping[str, str]) -> tuple[dict[str, Any], str] | 
     if nested:
         try:
             content = json.loads(nested)
-        except ValueError as error:
-            raise ValueError(f"lora_adapter_metadata in the file is not valid JSON ({error}).") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"lora_adapter_metadata in the file is not valid JSON ({str(error)[:120]}).") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"lora_adapter_metadata in the file is a JSON {type(content).__name__}, not an object.")
         config = {key.rpartition(".")[2]: value for key, value in content.items() if key.startswith("transformer.")}
         config = config or {key: value for key, value in content.items() if "." not in key}
         if "lora_alpha" in config:
@@ -301,20 +338,37 @@ def _stated_config(metadata: Mapping[str, str]) -> tuple[dict[str, Any], str] | 
 
 def _by_pattern(patterns: Any, layer: str, default: Any) -> Any:
     """PEFT's alpha_pattern: the value of the first expression that matches the end of a layer's name in diffusers."""
+    if patterns is not None and not isinstance(patterns, dict):
+        raise ValueError(f"alpha_pattern in the LoRA's configuration is a {type(patterns).__name__}, not an object.")
+    if patterns and len(patterns) > MAX_PATTERNS:
+        raise ValueError(f"alpha_pattern in the LoRA's configuration has {len(patterns)} names, over {MAX_PATTERNS}.")
     name = re.sub(r"^(unet\.|transformer\.)?(base_model\.model\.)?", "", layer)
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"{pattern}$" if pattern.startswith("^") else rf"(.*\.)?({pattern})$", name):
+        if _expression(pattern).match(name):
             return value
     return default
+
+
+@lru_cache(maxsize=MAX_PATTERNS)
+def _expression(pattern: str) -> re.Pattern:
+    if not _PATTERN.fullmatch(pattern) or any(pattern.count(sign) > most for sign, most in _MOST.items()):
+        raise ValueError(
+            f"alpha_pattern in the LoRA's configuration has {pattern[:80]!r}; names of layers are read, with a few "
+            "choices (a|b), classes [ab] and numbers \\d+, but nothing else that repeats. Write the names out."
+        )
+    try:
+        return re.compile(rf"{pattern}$" if pattern.startswith("^") else rf"(.*\.)?({pattern})$")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"alpha_pattern in the LoRA's configuration has {pattern[:80]!r}: {error}.") from error
 
 
 def _number(value: Any, place: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"The alpha in {place} is {str(value)[:40]!r}; it must be a number.")
+        raise ValueError(f"The alpha or rank in {place} is {str(value)[:40]!r}; it must be a number.")
     return number
 
 
@@ -340,7 +394,10 @@ def _adapters(
             scale = scales.scale(stem, rank, parts.get("alpha"))
         elif scales.config.get("peft_type") == "LOKR":
             # PEFT scales a LoKr of two full factors too; LyCORIS does not.
-            scale = scales.scale(stem, int(scales.config.get("r", 8)), parts.get("alpha"))
+            rank_of_all = _number(scales.config.get("r", 8), scales.place)
+            if rank_of_all < 1:
+                raise ValueError(f"The rank r in {scales.place} is {rank_of_all:g}; it must be 1 or more.")
+            scale = scales.scale(stem, int(rank_of_all), parts.get("alpha"))
             main["lokr_w1"] = main["lokr_w1"] * scale
         magnitude = _magnitude(parts.get("magnitude"), main.get("lora_up.weight"))
         made.append(

@@ -20,7 +20,9 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import T5EncoderModel
 
+from .adapters import merge
 from .checkpoint import load_transformer, open_checkpoint
+from .lora import fit, open_lora
 from .noise import NoiseSchedule
 from .text.batch import Captions, encode_prompts, tokenizer_for
 from .text.captions import load_caption
@@ -251,6 +253,30 @@ class PixArtPipeline:
         decoder_dtype = torch.float32 if dtype == torch.float16 else dtype
         autoencoder = load_autoencoder(vae, transformer.config.latent_scale, decoder_dtype, device)
         return cls(transformer, encoder, words, autoencoder, expected_t5(opened.metadata, checkpoint))
+
+    @torch.no_grad()
+    def add_lora(self, path: str | Path, strength: float = 1.0) -> None:
+        """Work a LoRA's changes into the weights of transformer and T5, in place.
+
+        Raises FileNotFoundError for a missing file, and ValueError, naming it, for one that is no LoRA for this model.
+        """
+        lora = open_lora(path)
+        owners = [(self.transformer, lora.transformer, "PixArt model"), (self.t5, lora.text, "T5")]
+        placed = 0
+        for module, adapters, owner in owners:
+            if module is None or not adapters:
+                continue
+            parameters = dict(module.named_parameters())
+            try:
+                fitting, _ = fit(adapters, {name: tuple(p.shape) for name, p in parameters.items()}, owner)
+            except ValueError as error:
+                raise ValueError(f"{lora.path}: {error}") from error
+            placed += len(fitting)
+            for name, value in merge(parameters, fitting, strength).items():
+                if value is not parameters[name]:
+                    parameters[name].data = value
+        if not placed:
+            raise ValueError(f"{lora.path}: nothing in it has a place in this model. Choose a LoRA of this model.")
 
     @property
     def device(self) -> torch.device:

@@ -1,8 +1,9 @@
-"""What a caption gives the transformer that is the same at every step of a sampling run."""
+"""What the transformer and its ControlNets need not compute twice in one sampling run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,13 +15,15 @@ class PreparedCaption:
     source: the T5 features (B, L, C) that this was made from, the very tensor: a caption that was changed on its way
         to the transformer is another tensor, and is not mistaken for this one.
     embedding: (B, L', D); L' is the longest caption's length, so that what is padding in all of them is left out.
-    keys_values: of each block, (U, L', 2D) for the U different captions of the batch.
+    different: (U, L', D), the embeddings of the U different captions of the batch.
+    keys_values: of each block, (U, L', 2D).
     rows: which of the U captions each row of the batch has, (B,); None where U is B.
     bias: from ``caption_bias``; None where every token of every caption counts.
     """
 
     source: torch.Tensor
     embedding: torch.Tensor
+    different: torch.Tensor
     keys_values: tuple[torch.Tensor, ...]
     rows: torch.Tensor | None
     bias: torch.Tensor | None
@@ -29,6 +32,36 @@ class PreparedCaption:
         """Keys and values (B, L', 2D) of one block."""
         known = self.keys_values[index]
         return known if self.rows is None else known.index_select(0, self.rows)
+
+    def of_blocks(self, blocks: Iterable) -> PreparedCaption:
+        """The same captions for other blocks that are given this embedding: a ControlNet's copies."""
+        return replace(self, keys_values=tuple(block.cross_attn.kv_linear(self.different) for block in blocks))
+
+
+class FirstBlock:
+    """What the base's block 0 made of its input, for whoever asks at the same step: ControlNets, then the base."""
+
+    def __init__(self):
+        self.given: tuple | None = None
+        self.output: torch.Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return self.output is not None
+
+    def keep(self, tokens: torch.Tensor, t0: torch.Tensor, prepared: PreparedCaption, wishes: tuple, output) -> None:
+        """wishes: what else decides over the output, compared by identity."""
+        self.given, self.output = (tokens, t0, prepared, wishes), output
+
+    def find(self, tokens: torch.Tensor, t0: torch.Tensor, prepared: PreparedCaption | None, wishes: tuple):
+        """The output, or None where anything that it was made of is another. Waits for the device."""
+        if self.given is None or prepared is not self.given[2]:
+            return None
+        known_tokens, known_t0, _, known_wishes = self.given
+        alike = all(a is b for a, b in zip(known_wishes, wishes, strict=True))
+        return self.output if alike and same(known_t0, t0) and same(known_tokens, tokens) else None
+
+    def forget(self) -> None:
+        self.given = self.output = None
 
 
 def longest(mask: torch.Tensor | None, length: int) -> int:
@@ -65,6 +98,9 @@ class SamplingRun:
 
     def __init__(self):
         self.known: list[tuple[object, torch.Tensor, torch.Tensor | None, PreparedCaption]] = []
+        self.copies: list[tuple[object, PreparedCaption, PreparedCaption]] = []
+        self.grids: dict = {}
+        self.first = FirstBlock()
 
     def caption(self, transformer, caption: torch.Tensor, mask: torch.Tensor | None, dtype, weights) -> PreparedCaption:
         """``transformer.prepare_caption`` of (B, L, C) in ``dtype``, done before or done now. Waits for the device."""
@@ -74,6 +110,15 @@ class SamplingRun:
         prepared = transformer.prepare_caption(caption.to(dtype), mask)
         self.known = [*self.known[1 - self.most :], (weights, caption, mask, prepared)]
         return prepared
+
+    def for_copies(self, blocks: Iterable, prepared: PreparedCaption, weights) -> PreparedCaption:
+        """``prepared.of_blocks``, done before or done now; weights: changes when those blocks' layers do."""
+        for known, source, made in self.copies:
+            if source is prepared and known == weights:
+                return made
+        made = prepared.of_blocks(blocks)
+        self.copies = [*self.copies[1 - self.most :], (weights, prepared, made)]
+        return made
 
 
 def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

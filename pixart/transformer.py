@@ -14,8 +14,17 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .attention import Attention, CrossAttention, SelfAttention, attention_block_name, caption_bias, sdpa
-from .compression import GRID
+from .attention import (
+    GATE,
+    Attention,
+    CrossAttention,
+    SelfAttention,
+    attention_block_name,
+    caption_bias,
+    is_patched,
+    sdpa,
+)
+from .compression import COMPRESSION, GRID
 from .config import PixArtConfig
 from .embeddings import CaptionEmbedder, Mlp, PatchEmbed, ScalarEmbedder, position_grid
 from .prepared import PreparedCaption, different_rows, longest
@@ -39,6 +48,13 @@ def modulated_norm(norm: nn.LayerNorm, x: torch.Tensor, shift: torch.Tensor, sca
         return modulate(norm(x), shift, scale)
     weight, bias = (scale + 1).flatten().to(x.dtype), shift.flatten().to(x.dtype)
     return nn.functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def accumulate(x: torch.Tensor, addition: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+    """``x + gate * addition``; written into x, which must be the caller's own, unless a gradient needs what it was."""
+    if x.requires_grad or addition.requires_grad:
+        return x + addition if gate is None else torch.addcmul(x, gate, addition)
+    return x.add_(addition) if gate is None else x.addcmul_(gate, addition)
 
 
 def narrow(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -78,9 +94,9 @@ class Block(nn.Module):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)  # (B, 1, D)
         normed = modulated_norm(self.norm1, x, shift_msa, scale_msa)
         x = torch.addcmul(x, gate_msa, self.attn(narrow(normed, t0.dtype), transformer_options))
-        x = x + self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options, keys_values)
+        x = accumulate(x, self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options, keys_values))
         normed = modulated_norm(self.norm2, x, shift_mlp, scale_mlp)
-        return torch.addcmul(x, gate_mlp, self.mlp(narrow(normed, t0.dtype)))
+        return accumulate(x, self.mlp(narrow(normed, t0.dtype)), gate_mlp)
 
 
 class FinalLayer(nn.Module):
@@ -115,9 +131,7 @@ class Embedded(NamedTuple):
 class PixArtTransformer(nn.Module):
     """Predicts the noise in a latent picture from its timestep and its caption."""
 
-    def __init__(
-        self, config: PixArtConfig, *, attention: Attention = sdpa, dtype=None, device=None, operations=nn
-    ):
+    def __init__(self, config: PixArtConfig, *, attention: Attention = sdpa, dtype=None, device=None, operations=nn):
         super().__init__()
         factory = {"dtype": dtype, "device": device, "operations": operations}
         size = config.hidden_size
@@ -167,9 +181,7 @@ class PixArtTransformer(nn.Module):
         options = dict(transformer_options or {})
         height, width = x.shape[-2:]
         given = self.embed(x, timesteps, caption, caption_mask, size, aspect_ratio, options)
-        tokens = self.run_blocks(
-            given.tokens, given.caption, given.t0, given.bias, control, options, given.prepared
-        )
+        tokens = self.run_blocks(given.tokens, given.caption, given.t0, given.bias, control, options, given.prepared)
         tokens = self.final_layer(tokens, given.t)  # (B, N, p * p * 2C)
         out = self.unpatchify(tokens, *options[GRID])[..., :height, :width]
         return out if learned_variance else out[:, : self.config.in_channels]
@@ -224,13 +236,16 @@ class PixArtTransformer(nn.Module):
         def run(index: int, x: torch.Tensor) -> torch.Tensor:
             options["block_index"] = index
             options["block"] = attention_block_name(index, depth)
-            replacement = next(
-                (replacements[key, index] for key in BLOCK_KEYS if (key, index) in replacements), None
-            )
+            replacement = next((replacements[key, index] for key in BLOCK_KEYS if (key, index) in replacements), None)
+            block, known = self.blocks[index], None
+            if index == 0 and replacement is None and FIRST in options:
+                known = known_first(x, t0, prepared, options)
             keys_values = None if prepared is None else prepared.for_block(index)
             arguments = (x, caption, t0, bias, options, keys_values)
-            block = self.blocks[index]
-            x = block(*arguments) if replacement is None else replace_block(block, replacement, *arguments)
+            if known is not None:
+                x = known
+            else:
+                x = block(*arguments) if replacement is None else replace_block(block, replacement, *arguments)
             if index < len(residuals) and residuals[index] is not None:
                 x = x + residuals[index]
             return x
@@ -254,7 +269,7 @@ class PixArtTransformer(nn.Module):
         keys_values = tuple(block.cross_attn.kv_linear(embedding) for block in self.blocks)  # (U, L', 2D)
         rows = None if len(firsts) == len(likes) else torch.tensor(likes, device=caption.device)
         bias = None if mask is None or bool(mask.all()) else caption_bias(mask, embedding.dtype)
-        return PreparedCaption(caption, embedding[likes], keys_values, rows, bias)
+        return PreparedCaption(caption, embedding[likes], embedding, keys_values, rows, bias)
 
     def position_grid(self, rows: int, columns: int, like: torch.Tensor, known: dict | None = None) -> torch.Tensor:
         """The position embedding (N, D) of a grid of tokens, from ``known`` where it was computed before."""
@@ -302,12 +317,29 @@ PREPARED = "pixart_caption"
 GRIDS = "pixart_grids"
 """Where ``transformer_options`` holds a dict for the position grids of a sampling run, by rows and columns."""
 
+FIRST = "pixart_first_block"
+"""Where ``transformer_options`` holds a ``FirstBlock``, when a ControlNet has run block 0 at this step."""
+
 CACHE = "pixart_cache"
 """Where ``transformer_options`` holds what runs the blocks in place of the plain loop: (x, depth, run one block,
 residuals, options) → x."""
 
 BLOCK_KEYS = ("double_block", "single_block", "block")
 """The names under which nodes and packs replace a block of a DiT; PixArt has one kind, which answers to all."""
+
+
+def first_wishes(options: dict) -> tuple:
+    """What options say of block 0 that both the base and a ControlNet heed."""
+    return options.get(COMPRESSION), options.get("optimized_attention_override")
+
+
+def known_first(x: torch.Tensor, t0: torch.Tensor, prepared, options: dict) -> torch.Tensor | None:
+    """Block 0's output where a ControlNet has computed it from the same; patches are to see the base's own run."""
+    first = options[FIRST]
+    is_watched = GATE in options or any(is_patched(name, options, output=True) for name in ("attn1", "attn2"))
+    output = None if is_watched else first.find(x, t0, prepared, first_wishes(options))
+    first.forget()
+    return output
 
 
 def replace_block(block, replacement, x, caption, t0, bias, options: dict, keys_values=None) -> torch.Tensor:

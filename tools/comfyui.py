@@ -150,8 +150,8 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Server:
-        self.base = Path(tempfile.mkdtemp(prefix="pixart-comfyui-"))
         try:
+            self.prepare()
             self.start()
         except BaseException:
             self.stop()
@@ -161,13 +161,17 @@ class Server:
     def __exit__(self, *_) -> None:
         self.stop()
 
-    def start(self) -> None:
-        """Start the process and wait until it answers. Raises HostError with the log's end when it does not."""
+    def prepare(self) -> None:
+        """Make the base folder."""
+        self.base = Path(tempfile.mkdtemp(prefix="pixart-comfyui-"))
         for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (self.base / folder).mkdir()
         link_pack(self.pack, self.base / "custom_nodes" / PACK_FOLDER)
         for other in self.others:
             shutil.copytree(other, self.base / "custom_nodes" / other.name)
+
+    def start(self) -> None:
+        """Start the process and wait until it answers. Raises HostError with the log's end when it does not."""
         command = [
             str(self.python), str(self.host.path / "main.py"),
             "--listen", "127.0.0.1", "--port", str(self.port),
@@ -208,6 +212,10 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        self.clean()
+
+    def clean(self) -> None:
+        """Delete the base folder."""
         if self.base is not None:
             link = self.base / "custom_nodes" / PACK_FOLDER
             if link.is_symlink():

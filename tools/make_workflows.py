@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 COLUMN, GAP = 320, 30
+TALL_TEXT = 90  # of a text field on a blueprint's node
 NOTE = "MarkdownNote"
 TALL = {
     "PixArtLoadCheckpoint": 66,
@@ -30,6 +31,9 @@ TALL = {
     "PixArtResolution": 180,
     "PixArtSaveCaption": 70,
     "PixArtLoadCaption": 70,
+    "PixArtLoadLora": 66,
+    "PixArtLoadControlNet": 66,
+    "PixArtLoadDreamBooth": 66,
     "SaveImage": 300,
     "PreviewImage": 300,
 }
@@ -205,6 +209,28 @@ def twin(api: dict, spec: dict) -> dict:
     return graph
 
 
+def link_inputs(source: dict, nodes: dict[int, dict], links: list[dict], object_info: dict) -> dict[str, dict]:
+    """Link the subgraph's inputs to the nodes' own; label → {"type", "links", "widget": whether it is one, "tall"}.
+
+    Entries of one label are one input that sets all of them.
+    """
+    labels: dict[str, dict] = {}
+    for key, entry, label in source["inputs"]:
+        node, spec = nodes[int(key)], inputs_of(object_info[source["graph"][key]["class_type"]])[entry]
+        found = next((i for i, each in enumerate(node["inputs"]) if each["name"] == entry), None)
+        if found is None:
+            found = len(node["inputs"])
+            node["inputs"].append(socket(entry, spec))
+        slot, link = node["inputs"][found], len(links) + 1
+        tall = len(spec) > 1 and bool(spec[1].get("multiline"))
+        shown = labels.setdefault(label, {"type": slot["type"], "links": [], "widget": "widget" in slot, "tall": tall})
+        links.append({"id": link, "origin_id": -10, "origin_slot": list(labels).index(label),
+                      "target_id": node["id"], "target_slot": found, "type": slot["type"]})  # fmt: skip
+        slot["link"] = link
+        shown["links"].append(link)
+    return labels
+
+
 def blueprint(name: str, source: dict, object_info: dict, models: dict[str, list]) -> dict:
     """A workflow of one subgraph node, as the front end keeps blueprints.
 
@@ -219,17 +245,16 @@ def blueprint(name: str, source: dict, object_info: dict, models: dict[str, list
     ]
     ours = uuid.uuid5(uuid.NAMESPACE_URL, f"pixart-nodes/subgraphs/{name}")
     right = max(node["pos"][0] + node["size"][0] for node in nodes.values()) + GAP
-    slots, shown = [], []
-    for row, (key, entry, label) in enumerate(source["inputs"]):
-        node, spec = nodes[int(key)], inputs_of(object_info[source["graph"][key]["class_type"]])[entry]
-        kind = "COMBO" if isinstance(spec[0], list) else spec[0]
-        link = len(links) + 1
-        links.append({"id": link, "origin_id": -10, "origin_slot": row, "target_id": node["id"],
-                      "target_slot": len(node["inputs"]), "type": kind})  # fmt: skip
-        node["inputs"].append({"name": entry, "type": kind, "widget": {"name": entry}, "link": link})
-        slots.append({"id": str(uuid.uuid5(ours, label)), "name": label, "type": kind, "linkIds": [link],
-                      "pos": [0, 80 + 20 * row]})  # fmt: skip
-        shown.append({"name": label, "type": kind, "widget": {"name": label}, "link": None})
+    labels = link_inputs(source, nodes, links, object_info)
+    slots = [
+        {"id": str(uuid.uuid5(ours, label)), "name": label, "type": shown["type"], "linkIds": shown["links"],
+         "pos": [0, 80 + 20 * row]}
+        for row, (label, shown) in enumerate(labels.items())
+    ]  # fmt: skip
+    sockets = [
+        {"name": label, "type": shown["type"], "link": None, **({"widget": {"name": label}} if shown["widget"] else {})}
+        for label, shown in labels.items()
+    ]
     key, slot, label = source["output"]
     kind = nodes[int(key)]["outputs"][slot]["type"]
     link = len(links) + 1
@@ -260,13 +285,15 @@ def blueprint(name: str, source: dict, object_info: dict, models: dict[str, list
         "type": str(ours),
         "title": name,
         "pos": [60, 60],
-        "size": [COLUMN + 60, 60 + 26 * len(shown)],
+        "size": [COLUMN + 60, 60 + 26 * len(labels) + TALL_TEXT * sum(shown["tall"] for shown in labels.values())],
         "flags": {},
         "order": 0,
         "mode": 0,
-        "inputs": shown,
+        "inputs": sockets,
         "outputs": [{"name": label, "type": kind, "links": []}],
-        "properties": {"proxyWidgets": [[key, entry] for key, entry, _ in source["inputs"]]},
+        # No proxyWidgets: the links show the widgets by themselves, and ComfyUI 0.14's front end drops those whose
+        # label is the widget's own name when both are there.
+        "properties": {},
         "widgets_values": [],
     }
     return {
@@ -295,7 +322,10 @@ def main() -> None:
         object_info = json.load(answer)
     folder = ROOT / "workflows"
     extras = json.loads((ROOT / "tools" / "workflow_extras.json").read_text(encoding="utf-8"))
-    for path in sorted((folder / "api").glob("*.json")):
+    sources = sorted((folder / "api").glob("*.json"))
+    if both := extras["twins"].keys() & {path.stem for path in sources}:
+        raise SystemExit(f"{', '.join(both)}: a twin and a workflow of its own in workflows/api. Rename one.")
+    for path in sources:
         if args.names and path.stem not in args.names:
             continue
         api = json.loads(path.read_text(encoding="utf-8"))

@@ -20,8 +20,10 @@ from tools.environment import ROOT, say
 from tools.test import find_browser
 
 READY = "() => window.app?.vueAppReady && window.app.extensionManager?.workflow?.activeWorkflow"
-PLACE = """type => {
+PLACE = """([type, number]) => {
     app.graph.clear();
+    // A new number each time: the front end (1.49) keeps widgets' values by it, and would show the last node's.
+    app.graph.state.lastNodeId = number;
     const node = LiteGraph.createNode(type);
     node.pos = [300, 200];
     app.graph.add(node);
@@ -29,9 +31,16 @@ PLACE = """type => {
     app.canvas.ds.offset = [0, 0];
     app.canvas.setDirty(true, true);
     const box = app.canvas.canvas.getBoundingClientRect();
-    const models = {ckpt_name: "pixart-demo-sigma.safetensors", t5_name: "pixart-demo-t5.safetensors"};
+    const models = {
+        ckpt_name: "pixart-demo-sigma.safetensors",
+        t5_name: "pixart-demo-t5.safetensors",
+        control_net_name: "pixart-demo-controlnet.safetensors",
+    };
     for (const widget of node.widgets ?? []) {
-        if (widget.name in models) { widget.value = models[widget.name]; widget.callback?.(widget.value); }
+        // A LoRA of the user's, where there is one: the demo's other files are no LoRAs.
+        const own = widget.name === "lora_name" && widget.options?.values?.find?.(name => !name.startsWith("pixart-"));
+        const file = own || models[widget.name];
+        if (file) { widget.value = file; widget.callback?.(file); }
     }
     return {x: box.x + 284, y: box.y + 154, width: node.size[0] + 32, height: node.size[1] + 62};
 }"""
@@ -48,8 +57,8 @@ def main() -> int:
             page.request.post(f"{address}/settings/{name}", data=json.dumps(value))
         page.goto(address, timeout=180_000)
         page.wait_for_function(READY, timeout=180_000)
-        for node_id in wanted or nodes:
-            clip = page.evaluate(PLACE, node_id)
+        for number, node_id in enumerate(wanted or nodes, start=1):
+            clip = page.evaluate(PLACE, [node_id, number])
             page.wait_for_timeout(1200)
             picture = Image.open(io.BytesIO(page.screenshot(clip=clip)))
             target = ROOT / "js" / "docs" / node_id / "node.png"

@@ -1,7 +1,8 @@
 """``python3 tools/test.py``: all tests, in an environment that is made when it is missing.
 
-Unit tests run once, host tests once for every ComfyUI that is found (see COMFYUI_PATH), browser tests on the newest
-of them where there is a Chromium. Arguments go to pytest: a path limits what runs, ``-k name`` as well.
+Unit tests run once, host tests once for every ComfyUI that is found (see COMFYUI_PATH). Where there is a Chromium,
+browser tests run on the newest of them, and those marked ``oldest`` also on the oldest with the front end of its time.
+Arguments go to pytest: a path limits what runs, ``-k name`` as well.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.comfyui import Host, HostError, find_hosts
 from tools.environment import ROOT, SetupError, environment, say
+from tools.front_end import own_front_end
 
 SUITES = ("unit", "host", "browser")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+OLDEST = "oldest"  # the mark of browser tests that the oldest host's front end has to pass as well
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 
 
@@ -97,24 +100,37 @@ def find_browser() -> str | None:
 
 def run_suite(
     suite: str, paths: Sequence[str], rest: Sequence[str], python: Path, hosts: Sequence[Host]
-) -> Count | str:
-    """The figures of a suite, or why it was left out."""
+) -> dict[str, Count | str]:
+    """The figures of a suite, or why it was left out; the browser's for each host."""
     if suite == "unit":
         say("== unit tests")
-        return run_pytest(python, paths, rest, {})
+        return {suite: run_pytest(python, paths, rest, {})}
     if not hosts:
-        return "no ComfyUI found (COMFYUI_PATH, ~/comfy/ComfyUI*)"
+        return {suite: "no ComfyUI found (COMFYUI_PATH, ~/comfy/ComfyUI*)"}
     if suite == "host":
         total = Count()
         for host in hosts:
             say(f"== host tests, ComfyUI {host.version} in {host.path}")
             total += run_pytest(python, paths, rest, {"COMFYUI_PATH": str(host.path)})
-        return total
+        return {suite: total}
     browser = find_browser()
     if browser is None:
-        return f"no Chromium found ({', '.join(BROWSERS)} or PLAYWRIGHT_CHROMIUM)"
-    say(f"== browser tests, {browser}, ComfyUI {hosts[0].version} in {hosts[0].path}")
-    return run_pytest(python, paths, rest, {"COMFYUI_PATH": str(hosts[0].path), "PLAYWRIGHT_CHROMIUM": browser})
+        return {suite: f"no Chromium found ({', '.join(BROWSERS)} or PLAYWRIGHT_CHROMIUM)"}
+    newest, oldest = hosts[0], hosts[-1]
+    outcomes = {f"browser, ComfyUI {newest.version}": run_browser(newest, browser, paths, rest, python)}
+    if oldest != newest:
+        name = f"browser, ComfyUI {oldest.version}"
+        try:
+            own_front_end(oldest, python)
+            outcomes[name] = run_browser(oldest, browser, paths, ["-m", OLDEST, *rest], python)
+        except SetupError as error:
+            outcomes[name] = str(error)
+    return outcomes
+
+
+def run_browser(host: Host, browser: str, paths: Sequence[str], rest: Sequence[str], python: Path) -> Count:
+    say(f"== browser tests, {browser}, ComfyUI {host.version} in {host.path}")
+    return run_pytest(python, paths, rest, {"COMFYUI_PATH": str(host.path), "PLAYWRIGHT_CHROMIUM": browser})
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -130,14 +146,17 @@ def main(arguments: Sequence[str]) -> int:
     except (SetupError, HostError) as error:
         print(error, file=sys.stderr)
         return 2
-    outcomes = {suite: run_suite(suite, paths[suite], rest, python, hosts) for suite in SUITES if suite in paths}
+    outcomes: dict[str, Count | str] = {}
+    for suite in SUITES:
+        if suite in paths:
+            outcomes |= run_suite(suite, paths[suite], rest, python, hosts)
     say("")
     total = Count()
-    for suite, outcome in outcomes.items():
+    for name, outcome in outcomes.items():
         if isinstance(outcome, str):
-            say(f"{suite}: not run, {outcome}")
+            say(f"{name}: not run, {outcome}")
         else:
-            say(f"{suite}: {outcome}{' (pytest broke off)' if outcome.broken else ''}")
+            say(f"{name}: {outcome}{' (pytest broke off)' if outcome.broken else ''}")
             total += outcome
     say(str(total))
     return 1 if total.failed or total.broken or not total.passed else 0

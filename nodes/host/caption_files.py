@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import comfy.model_management
 import folder_paths
 import torch
 
+from ...pixart import names
 from ...pixart.text.captions import Caption, is_caption_file, is_number, is_value_name, load_caption, save_caption
 from ...pixart.text.provenance import mark_in
 from . import folders
 from .text import PROVENANCE
 
 SUFFIX = ".safetensors"
+REMEDY = "Give a name such as captions/PixArt."
 INPUT, OUTPUT = " [input]", " [output]"
 """After the name of a file outside of the model folders, as the host marks such names."""
 
@@ -46,20 +48,23 @@ def caption_names() -> list[str]:
     for root, mark in roots():
         for folder, _, files in folders.walk(root):
             for path in (Path(folder, file) for file in files if file.endswith(SUFFIX)):
-                if inside(path, root) and (not mark or is_caption_file(path)):
-                    found.append(path.relative_to(root).as_posix() + mark)
+                name = path.relative_to(root).as_posix()
+                if not names.oddity(name) and inside(path, root) and (not mark or is_caption_file(path)):
+                    found.append(name + mark)
     return list(dict.fromkeys(found))
 
 
 def find_caption(name: str) -> str:
     """Full path of a caption named in a workflow, which may come from anyone.
 
-    Raises ValueError when the name leads out of the folders, links included, or nothing is there.
+    Raises ValueError when the name leads out of the folders, links included, is none that is offered, or nothing is
+    there.
     """
     mark = next((mark for mark in (INPUT, OUTPUT) if name.endswith(mark)), "")
     bare = name.removesuffix(mark)
-    # Of the other system's paths too, so that one workflow is the same everywhere.
-    leads_out = PurePosixPath(bare).is_absolute() or PureWindowsPath(bare).anchor or ".." in PureWindowsPath(bare).parts
+    leads_out = names.leads_out(bare)
+    if not leads_out and (oddity := names.oddity(bare)):
+        raise ValueError(f"{name!r} {oddity}. Choose a name from the list.")
     for root, marked in roots():
         path = Path(root, bare)
         if leads_out or marked != mark or not os.path.lexists(path):
@@ -88,11 +93,10 @@ def save_conditioning(conditioning: list, prefix: str, dtype: torch.dtype | None
     captions = list(captions_in(conditioning))
     output = folder_paths.get_output_directory()
     wanted = Path(output, os.path.normpath(prefix))
-    if not prefix.strip() or not wanted.name or not inside(wanted.parent, output):
-        raise ValueError(
-            f"The filename_prefix {prefix!r} leads out of the output folder, or names no file. Give a name such as "
-            "captions/PixArt."
-        )
+    if not names.leads_out(prefix) and (oddity := names.oddity(prefix)) and prefix.strip():
+        raise ValueError(f"The filename_prefix {prefix!r} {oddity}. {REMEDY}")
+    if names.leads_out(prefix) or not prefix.strip() or not wanted.name or not inside(wanted.parent, output):
+        raise ValueError(f"The filename_prefix {prefix!r} leads out of the output folder, or names no file. {REMEDY}")
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
     saved = []
     for number, (caption, left) in enumerate(captions, start=counter):

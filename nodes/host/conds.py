@@ -5,6 +5,8 @@ from __future__ import annotations
 import comfy.conds
 import torch
 
+from ...pixart.embeddings import pad_tokens
+
 
 class PaddedCond(comfy.conds.CONDRegular):
     """A tensor (B, L, …) that joins others of another length L in one batch, padded with zeros.
@@ -21,11 +23,3 @@ class PaddedCond(comfy.conds.CONDRegular):
         tensors = [self.cond, *(other.cond for other in others)]
         longest = max(t.shape[1] for t in tensors)
         return torch.cat([pad_tokens(t, longest) for t in tensors])
-
-
-def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
-    """(B, L, …) → (B, length, …), zeros after the end."""
-    missing = length - tensor.shape[1]
-    if not missing:
-        return tensor
-    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], dim=1)

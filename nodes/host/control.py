@@ -12,10 +12,10 @@ from ...pixart.checkpoint.controlnet import ControlNetFile, open_controlnet
 from ...pixart.compression import COMPRESSION
 from ...pixart.config import SIGMA
 from ...pixart.controlnet import PixArtControlNet, check_base
-from . import compat
-from .model import PixArtModel, host_attention
+from . import compat, run
+from .model import PixArtModel, host_attention, one_timestep
 
-BASE, COMPUTE_DTYPE, OPTIONS = "base", "compute_dtype", "options"
+BASE, OPTIONS, RUN = "base", "options", "run"
 """What the host's ControlNet hands to the network beside its usual arguments, while a run lasts."""
 
 PASSED_ON = (COMPRESSION, "optimized_attention_override")
@@ -35,12 +35,17 @@ class ControlModel(PixArtControlNet):
     """The type in which the host hands over its arguments: a timestep above 256 is no whole number in fp16 or bf16."""
 
     def forward(
-        self, x, hint, timesteps, context, base=None, compute_dtype=None, options=None,
+        self, x, hint, timesteps, context, base=None, options=None, run=None,
         caption_mask=None, c_size=None, c_ar=None, **ignored,
     ):  # fmt: skip
+        """base: the PixArtModel that is steered; run: its sampling run's ``RunState``, where there is one."""
+        dtype = base.get_dtype_inference()
+        if run is not None:
+            context, options = run.prepare_control(base, self, x, context, caption_mask, options)
         residuals = super().forward(
-            base, x.to(compute_dtype), hint.to(compute_dtype), timesteps, context, caption_mask, c_size, c_ar, options
-        )
+            base.diffusion_model, x.to(dtype), hint.to(dtype), one_timestep(timesteps), context, caption_mask, c_size,
+            c_ar, options,
+        )  # fmt: skip
         return {"output": residuals}
 
 
@@ -61,17 +66,17 @@ class PixArtControl(comfy.controlnet.ControlNet):
             )
         check_base(self.file.config, model.pixart.config, name, model.pixart.name)
         self.latent_format = model.latent_format
-        self.set_extra_arg(BASE, model.diffusion_model)
-        self.set_extra_arg(COMPUTE_DTYPE, model.get_dtype_inference())
+        self.set_extra_arg(BASE, model)
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
         self.set_extra_arg(OPTIONS, {key: transformer_options[key] for key in PASSED_ON if key in transformer_options})
+        self.set_extra_arg(RUN, transformer_options.get(run.STATE))
         if OTHER_CAPTION in cond:  # a caption that the host repeats instead of padding it; the mask is not its own
             cond = {key: value for key, value in cond.items() if key != MASK}
         return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
 
     def cleanup(self):
-        for argument in (BASE, COMPUTE_DTYPE, OPTIONS):
+        for argument in (BASE, OPTIONS, RUN):
             self.extra_args.pop(argument, None)
         super().cleanup()
 

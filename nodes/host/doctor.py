@@ -23,6 +23,14 @@ ATTENTION = {
     "attention_basic": "basic",
 }
 
+FOLDERS_TOO = (
+    ("checkpoints", folders.CHECKPOINTS),
+    ("text_encoders", folders.TEXT_ENCODERS),
+    ("loras", folders.LORAS),
+    ("controlnet", folders.CONTROL_NETS),
+)
+"""Kinds of which a model may be a whole folder."""
+
 
 def report() -> Iterator[str]:
     """Lines of plain text, without paths of this machine: people paste them into bug reports."""
@@ -40,13 +48,13 @@ def model_files() -> Iterator[tuple[str, str, str | Path]]:
     """Every model that the loaders offer, the demo's among them: (kind of folder, name, path)."""
     yield from doctor.demo_files()
     seen = set()
-    for kind in ("checkpoints", "diffusion_models", "text_encoders", "vae"):
+    for kind in ("checkpoints", "diffusion_models", "text_encoders", "vae", "loras", "controlnet"):
         for name in folder_paths.get_filename_list(kind):
             path = folder_paths.get_full_path(kind, name)
             if path and path not in seen and not path.startswith(str(folders.DEMO)):
                 seen.add(path)
                 yield kind, name, path
-    for kind, kinds in (("checkpoints", folders.CHECKPOINTS), ("text_encoders", folders.TEXT_ENCODERS)):
+    for kind, kinds in FOLDERS_TOO:
         for name, path in (folders.more_files(kinds) | folders.model_folders(kinds)).items():
             if path not in seen:
                 seen.add(path)

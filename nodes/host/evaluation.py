@@ -13,6 +13,7 @@ import numpy
 import torch
 from PIL import Image
 
+from ...pixart import names
 from ...pixart.evaluation.prompts import SUFFIXES, Prompt, choose, read_prompts
 from ...pixart.evaluation.results import SHEET, TABLE, Result, picture_name, recorded, save_picture, write_table
 from ...pixart.evaluation.sheet import Entry, draw_sheet
@@ -42,7 +43,7 @@ def prompt_files() -> list[str]:
     for folder, _, files in folders.walk(root) if os.path.isdir(root) else ():
         paths = (Path(folder, file) for file in files if file.lower().endswith(SUFFIXES))
         found += [path.relative_to(root).as_posix() for path in paths if inside(path, root)]
-    return [DEMO_SET, *found]
+    return [DEMO_SET, *(name for name in found if not names.oddity(name))]
 
 
 def find_prompts(name: str) -> Path:
@@ -51,8 +52,12 @@ def find_prompts(name: str) -> Path:
         return folders.DEMO / "prompts.csv"
     root = folder_paths.get_input_directory()
     path = Path(root, name)
-    if not inside(path, root):
+    if names.leads_out(name):
         raise ValueError(f"{name!r} leads out of the input folder. Choose a name from the list.")
+    if oddity := names.oddity(name):
+        raise ValueError(f"{name!r} {oddity}. Choose a name from the list.")
+    if not inside(path, root):
+        raise ValueError(f"{name!r} leads out of the input folder through a link. Choose a name from the list.")
     if not path.is_file():
         raise ValueError(f"{name!r} is not in the input folder. Put it there, press R, and choose it again.")
     return path
@@ -60,10 +65,15 @@ def find_prompts(name: str) -> Path:
 
 def run_folder(run: str) -> Path:
     """The folder of a run, below the output folder. Raises ValueError for a name that leads out of it."""
+    remedy = "Give a name such as drawbench/first."
     output = folder_paths.get_output_directory()
+    if names.leads_out(run):
+        raise ValueError(f"The run {run!r} leads out of the output folder. {remedy}")
+    if oddity := names.oddity(run):
+        raise ValueError(f"The run {run!r} {oddity}. {remedy}")
     folder = Path(output, os.path.normpath(run))
     if not inside(folder, output) or folder.resolve() == Path(output).resolve():
-        raise ValueError(f"The run {run!r} leads out of the output folder. Give a name such as drawbench/first.")
+        raise ValueError(f"The run {run!r} leads out of the output folder, or is all of it. {remedy}")
     return folder
 
 
@@ -185,11 +195,20 @@ def contact_sheet(
     shown = sorted(done.values(), key=lambda result: result.index)
     entries = []
     for result in shown:
-        with Image.open(folder / result.file) as picture:
-            entries.append(entry_of(picture.copy(), result))
+        entries.append(entry_of(open_picture(folder / result.file), result))
     sheet = draw_sheet(entries, columns, settings)
     save_picture(sheet, folder / SHEET)
     return to_image(sheet), str(folder / TABLE), f"{len(results)} pictures, {len(shown)} in {folder}"
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture of a run, in memory. Raises ValueError for one that cannot be read or is far too large."""
+    try:
+        with Image.open(path) as picture:
+            return picture.copy()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).split("\n", 1)[0][:120]
+        raise ValueError(f"{path.name} of this run cannot be read ({reason}). Delete it to draw it again.") from error
 
 
 def entry_of(picture: Image.Image, result: Result) -> Entry:

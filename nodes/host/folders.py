@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import folder_paths
+
+from ...pixart.names import leads_out
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 DEMO_KINDS = ("checkpoints", "text_encoders", "vae", "loras", "controlnet")
@@ -103,11 +105,11 @@ def roots(kinds) -> list[str]:
 def find(kinds: tuple[str, ...], name: str) -> str:
     """Full path of the model file or model folder named in a workflow.
 
-    Looked up only inside the host's model folders of these kinds: a workflow may come from anyone. Links to files
-    are followed as in all of the host's loaders, links from one folder to another only within a model folder.
-    Raises ValueError when the name is not there, or leads elsewhere.
+    Looked up only inside the host's model folders of these kinds: a workflow may come from anyone. A file must be in
+    the host's own list, which follows links, since their owner made them; a folder that is a model may be a link only
+    within a model folder. Raises ValueError when the name is not there, or leads elsewhere.
     """
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+    if leads_out(name):
         raise ValueError(f"{name!r} {OUTSIDE}")
     for kind in kinds:
         if kind != FOLDERS_ONLY and kind in folder_paths.folder_names_and_paths:

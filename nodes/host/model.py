@@ -111,10 +111,7 @@ class PixArtModel(comfy.model_base.PixArt):
 
     def process_timestep(self, timestep, **kwargs):
         """One timestep of the whole batch as one number, expanded, which the transformer knows by its stride."""
-        timestep = super().process_timestep(timestep, **kwargs)
-        if timestep.ndim == 1 and timestep.shape[0] > 1 and bool((timestep == timestep[0]).all()):
-            return timestep[:1].expand(timestep.shape[0])
-        return timestep
+        return one_timestep(super().process_timestep(timestep, **kwargs))
 
     def extra_conds(self, **kwargs) -> dict:
         out = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
@@ -169,6 +166,13 @@ class PixArtModel(comfy.model_base.PixArt):
                 f"wide: the text encoder does not belong to this checkpoint{whose}. Encode the prompt with the T5 "
                 "that it was trained with (PixArtLoadT5; for the released checkpoints T5 v1.1 XXL)."
             )
+
+
+def one_timestep(timestep: torch.Tensor) -> torch.Tensor:
+    """(B,) of one number as that number, expanded."""
+    if timestep.ndim == 1 and timestep.shape[0] > 1 and bool((timestep == timestep[0]).all()):
+        return timestep[:1].expand(timestep.shape[0])
+    return timestep
 
 
 def caption_mask(caption: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -9,8 +9,9 @@ import comfy.model_patcher
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ...pixart.controlnet import COPIES
 from ...pixart.prepared import SamplingRun
-from ...pixart.transformer import GRIDS, PREPARED
+from ...pixart.transformer import FIRST, GRIDS, PREPARED
 from . import compat
 
 log = logging.getLogger(__name__)
@@ -20,13 +21,13 @@ STATE = "pixart_run"
 
 
 class RunState:
-    """Prepared captions and position grids of one run, for each copy of the model that takes part in it.
+    """What is known of one run, for each copy of the model that takes part in it.
 
     patcher: the MODEL that is sampled.
     """
 
     def __init__(self, patcher=None):
-        self.of: dict[int, tuple[SamplingRun, dict]] = {}
+        self.of: dict[int, SamplingRun] = {}
         self.patcher = patcher
         self.loaded: object = None
 
@@ -52,17 +53,33 @@ class RunState:
         """
         transformer = model.diffusion_model
         dtype = model.get_dtype_inference()
-        captions, grids = self.of.setdefault(id(model), (SamplingRun(), {}))
+        known = self.of.setdefault(id(model), SamplingRun())
         caption = comfy.model_management.cast_to_device(caption, x.device, caption.dtype)
         mask = None if mask is None else mask.to(x.device)
-        weights = (dtype, identities(transformer), compat.weights_in_use(getattr(model, "current_patcher", None)))
-        prepared = captions.caption(transformer, caption, mask, dtype, weights)
-        return prepared.source, {**options, PREPARED: prepared, GRIDS: grids}
+        layers = [transformer.y_embedder.y_proj.fc1, *key_layers(transformer.blocks)]
+        weights = (dtype, identities(layers), compat.weights_in_use(getattr(model, "current_patcher", None)))
+        prepared = known.caption(transformer, caption, mask, dtype, weights)
+        options = {**options, PREPARED: prepared, GRIDS: known.grids}
+        return prepared.source, options | ({FIRST: known.first} if known.first else {})
+
+    def prepare_control(self, model, network, x, caption, mask, options: dict) -> tuple[torch.Tensor, dict]:
+        """``prepare`` for a ControlNet on the model, whose copies' keys and values are remembered too."""
+        caption, options = self.prepare(model, x, caption, mask, options)
+        known = self.of[id(model)]
+        blocks = [part.copied_block for part in network.controlnet]
+
+        def copies(prepared):
+            return known.for_copies(blocks, prepared, (id(network), identities(key_layers(blocks))))
+
+        return caption, {**options, FIRST: known.first, COPIES: copies}
 
 
-def identities(transformer) -> tuple[int, ...]:
+def key_layers(blocks) -> list:
+    return [block.cross_attn.kv_linear for block in blocks]
+
+
+def identities(layers) -> tuple[int, ...]:
     """Of the weights that captions go through: others have taken their place when this changes."""
-    layers = [transformer.y_embedder.y_proj.fc1, *(block.cross_attn.kv_linear for block in transformer.blocks)]
     return tuple(id(layer.weight) for layer in layers)
 
 

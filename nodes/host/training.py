@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from ...pixart import names
 from ...pixart.checkpoint import open_checkpoint
 from ...pixart.text.provenance import check_t5
 from ...pixart.training import features as cache
@@ -180,7 +181,7 @@ def train_lora(
             checkpoint,
             features,
             settings,
-            Path(folder_paths.get_output_directory(), STATES, name),
+            state_folder(name),
             run,
             accelerator=accelerator,
             name=name,
@@ -225,7 +226,18 @@ def safe_name(name: str) -> str:
     name = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]{1,100}", name) or name.startswith("."):
         raise ValueError(f"lora_name {name!r} is no plain file name: leave out / \\ : * ? and leading dots.")
+    if oddity := names.oddity(f"{name}.safetensors") or names.oddity(name):
+        raise ValueError(f"lora_name {name!r} {oddity}. Choose a plain name such as my-concept.")
     return name
+
+
+def state_folder(name: str) -> Path:
+    """Where the states of an interrupted training lie; ValueError when a link leads it out of the output folder."""
+    output = Path(folder_paths.get_output_directory())
+    folder = output / STATES / name
+    if not folder.resolve().is_relative_to(output.resolve()):
+        raise ValueError(f"{folder} is a link out of the output folder. Delete it, or choose another lora_name.")
+    return folder
 
 
 def free_path(folder: Path, name: str, run: str) -> Path:
@@ -242,7 +254,7 @@ def run_of(path: Path) -> str | None:
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("pixart_run")
-    except SafetensorError:
+    except (SafetensorError, OSError):
         return None
 
 

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 AUTO = "auto"
 FAMILIES = (AUTO, ALPHA, SIGMA)
 RELEASED_HEAD_DIM = 72
+MAX_DEPTH = 1024
+"""Blocks; released models have 28, and every one that is claimed has to be built to be compared."""
 
 _SYMBOL = {ALPHA: "α", SIGMA: "Σ"}
 _CAPTION_TOKENS = {ALPHA: 120, SIGMA: 300}
@@ -195,6 +197,8 @@ def _read_sizes(weights: _Weights, evidence: list[str]) -> dict[str, int]:
             f"Block {gap} is missing, though there are blocks up to {indices[-1] if indices else 'none'}: the file was "
             "saved in part. Choose the complete checkpoint."
         )
+    if len(indices) > MAX_DEPTH:
+        raise ValueError(f"The file has {len(indices)} blocks, more than {MAX_DEPTH}: this is no PixArt.")
     evidence.append(f"Depth {len(indices)}, width {hidden}: counted and measured in the weights.")
     return {
         "hidden_size": hidden,

@@ -7,19 +7,21 @@ made from it is alive pulls the memory from under it, as with every mapped check
 from __future__ import annotations
 
 import json
-import pickle
 import re
+import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from .keys import list_names
-from .sniff import JSON, SAFETENSORS, announced_size, sniff
+from .pickles import MAX_INDEX, check_index
+from .sniff import JSON, SAFETENSORS, announced_size, header_length, sniff
 
 # In the order of preference: trained weights before their moving average, as the official loaders do.
 _CONTAINERS = ("state_dict", "model", "module", "transformer", "state_dict_ema", "ema", "model_ema")
@@ -31,7 +33,18 @@ _FOLDER_FILES = (
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.fp16.safetensors",
 )
-_MAX_JSON = 64 * 2**20
+_MAX_JSON = 16 * 2**20
+_MAX_HEADER = 32 * 2**20
+MAX_TENSORS = 20_000
+"""In one file: the largest released, a pipeline with T5 in one file, has a tenth."""
+
+MAX_NAME = 1000
+"""Characters of a tensor's name; names are looked at many times over."""
+_MAX_DIRECTORY = 16 * 2**20  # bytes of a ZIP's list of its records
+_TORCH_ERRORS = (
+    RuntimeError, KeyError, EOFError, TypeError, AttributeError, IndexError, UnicodeDecodeError, OverflowError,
+    AssertionError, MemoryError, struct.error,
+)  # fmt: skip
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
 
@@ -81,9 +94,14 @@ def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], lis
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The library checks the header against the file's length before it maps anything."""
+    length = header_length(path)
+    if length > _MAX_HEADER:
+        raise ValueError(f"The safetensors header is {length} bytes long, more than {_MAX_HEADER}. Do not trust it.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            names = list(file.keys())
+            check_names(names)
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except SafetensorError as error:
         size, announced = path.stat().st_size, announced_size(path)
         if announced and announced != size:
@@ -94,11 +112,24 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
         raise ValueError(f"The safetensors header is damaged ({error}). Download the file again.") from error
 
 
+def check_names(names: Collection[str]) -> None:
+    """Raises ValueError for more tensors, or longer names, than a model has."""
+    if len(names) > MAX_TENSORS:
+        raise ValueError(f"The file has {len(names)} tensors, more than {MAX_TENSORS}: it is no model that is read.")
+    if longest := next((name for name in names if len(name) > MAX_NAME), None):
+        raise ValueError(
+            f"A tensor's name has {len(longest)} characters, more than {MAX_NAME}: {list_names([longest])}. "
+            "Do not trust the file."
+        )
+
+
 def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], list[str]]:
     _check_zip(path)
     try:
+        # By PyTorch's own reader, so that what is checked is what is followed.
+        check_index(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl"))
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         if name is None:
             raise ValueError(
@@ -109,10 +140,11 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], li
             f"The file holds more than tensors: it asks for {name[1]}, and reading it would run code from it, which "
             "is refused. Get the model as safetensors, or save its state dict alone if you trust the file's source."
         ) from error
-    except (RuntimeError, KeyError, EOFError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
+    except _TORCH_ERRORS as error:
         reason = str(error).split("\n", 1)[0][:160]
         raise ValueError(f"PyTorch cannot read this file ({reason}). Download it again.") from error
     state, notes = _unwrap(loaded)
+    check_names(state)
     size = path.stat().st_size
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
@@ -129,6 +161,10 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], li
 
 def _check_zip(path: Path) -> None:
     """torch.save stores its records uncompressed, so no record may be larger than the file."""
+    if (listed := _directory_size(path)) > _MAX_DIRECTORY:
+        raise ValueError(
+            f"The archive lists its records in {listed} bytes, more than {_MAX_DIRECTORY}. Do not trust it."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -137,7 +173,7 @@ def _check_zip(path: Path) -> None:
             f"The file begins as a .pth of torch.save but its end is missing or damaged ({error}): it is cut short. "
             "Download it again."
         ) from error
-    names = {record.filename.partition("/")[2] for record in records}
+    names = {record.filename.partition("/")[2]: record.file_size for record in records}
     if "data.pkl" not in names:
         raise ValueError("This is a ZIP archive, not a checkpoint. If a checkpoint is inside, unpack it first.")
     if "constants.pkl" in names:
@@ -147,6 +183,21 @@ def _check_zip(path: Path) -> None:
         sum(record.file_size for record in records) > size
     ):
         raise ValueError(f"The records of this .pth are compressed or larger than its {size} bytes. Do not trust it.")
+    if names["data.pkl"] > MAX_INDEX:
+        raise ValueError(
+            f"The index inside the .pth has {names['data.pkl']} bytes, more than {MAX_INDEX}. Do not trust it."
+        )
+
+
+def _directory_size(path: Path) -> int:
+    """Bytes of the list of records at a ZIP's end, which is read whole; 0 where it is not found."""
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, 2**16 + 98), 2)  # a comment, and the two ends of a large archive
+        tail = file.read()
+    end, large = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
+    if 0 <= large <= end and len(tail) >= large + 48:
+        return struct.unpack_from("<Q", tail, large + 40)[0]
+    return struct.unpack_from("<I", tail, end + 12)[0] if 0 <= end <= len(tail) - 16 else 0
 
 
 def _unwrap(loaded: Any) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -93,6 +93,8 @@ def read_companions(
         if len(names_in_file) != 1 or names_in_file[0] not in tensors:
             raise ValueError(f"The file speaks of the quantised layer {layer}, which this transformer lacks.")
         config = stated.get(layer) or _stated_config(parts.get("comfy_quant"), layer)
+        if not isinstance(config.get("format"), str | None):
+            raise ValueError(f"The format of the quantised layer {layer} is no text. Download the file again.")
         if config.get("format") in formats and config["format"] not in FLOAT8.values():
             out |= {f"{layer}.{part}": tensor for part, tensor in parts.items()}
             out[f"{layer}.comfy_quant"] = _json_tensor(config)

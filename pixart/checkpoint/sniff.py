@@ -85,6 +85,12 @@ def _explain_header_length(head: bytes, size: int) -> str:
     )
 
 
+def header_length(path: Path) -> int:
+    """Bytes of JSON that the first eight of a safetensors file announce."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
 def announced_size(path: Path) -> int | None:
     """Bytes that a safetensors header speaks of, read from its offsets alone, however broken the rest is."""
     with path.open("rb") as file:

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..__main__ import DEMO, DTYPES, fail
+from ..__main__ import DEMO, DTYPES, LORA_HELP, fail, lora_argument
 from ..guidance import NONE, STATIC
 from ..sampling import DIFFUSERS, DPM_SOLVER, FEW_STEP_METHODS, ORIGINAL, REFERENCE_METHODS
 from .judges import NAMES as JUDGES
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors", metavar="FILE")
     p.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors", metavar="FILE")
     p.add_argument("--vae", type=Path, default=DEMO / "pixart-demo-vae.safetensors", metavar="FILE")
+    p.add_argument("--lora", type=lora_argument, action="append", default=[], metavar="FILE[=STRENGTH]", help=LORA_HELP)
     p.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model, for a T5 file that has none inside")
     p.add_argument("--negative", default="", help="what no picture should show")
     p.add_argument("--method", choices=[*REFERENCE_METHODS, *FEW_STEP_METHODS], default=DPM_SOLVER)
@@ -101,11 +102,14 @@ def evaluate(args: argparse.Namespace) -> str:
         dtype=getattr(torch, DTYPES[args.dtype]),
         tokenizer=args.tokenizer,
     )
+    for path, strength in args.lora:
+        pipeline.add_lora(path, strength)
+    name = " + ".join([args.checkpoint.name, *(f"{path.name} {strength:g}" for path, strength in args.lora)])
     native = pipeline.transformer.config.native_pixels
     height, width = args.height or native, args.width or native
     if min(height, width) < PIXELS or height % PIXELS or width % PIXELS:
         raise ValueError(f"A picture of {width} x {height} is not possible: both sides must be multiples of 8.")
-    settings = Settings(args.checkpoint.name, recipe, height, width, args.negative, args.threshold, args.percentile)
+    settings = Settings(name, recipe, height, width, args.negative, args.threshold, args.percentile)
     run = Run(pipeline, settings, args.out, judge)
     processes.wait()
     run.draw(prompts, args.seed, processes.rank, processes.count)

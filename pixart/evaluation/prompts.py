@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,12 @@ PROMPT_NAMES = ("prompt", "prompts", "caption", "text")
 CATEGORY_NAMES = ("category", "categories", "tag")
 
 MAX_BYTES = 16 * 2**20
+MAX_PROMPTS = 100_000
+MAX_CHARACTERS = 20_000
+"""Of one prompt; T5 reads its first 300 tokens."""
+
+MAX_CATEGORY = 200
+MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,11 @@ class Prompt:
     seed: int | None = None
 
     def seed_from(self, first: int) -> int:
-        """Its own seed, or else ``first`` plus its place in the file, whatever else of the file is drawn."""
-        return first + self.index if self.seed is None else self.seed
+        """Its own seed, or else ``first`` plus its place in the file, whatever else of the file is drawn.
+
+        After the highest seed comes 0.
+        """
+        return (first + self.index) % (MAX_SEED + 1) if self.seed is None else self.seed
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -48,11 +57,26 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is not text in UTF-8 ({error}): save it as UTF-8.") from error
     reader = {".csv": csv_rows, ".tsv": tsv_rows, ".json": json_rows, ".txt": text_rows}[path.suffix.lower()]
-    rows = ((" ".join(words.split()), *rest) for words, *rest in reader(text, path.name))
-    prompts = [Prompt(index, *row) for index, row in enumerate(row for row in rows if row[0])]
-    if not prompts:
-        raise ValueError(f"{path.name} holds no prompt.")
+    try:
+        rows = ((" ".join(words.split()), *rest) for words, *rest in reader(text, path.name))
+        prompts = [Prompt(index, *row) for index, row in enumerate(row for row in rows if row[0])]
+    except csv.Error as error:
+        raise ValueError(f"{path.name} is no table that can be read ({error}).") from error
+    check_sizes(prompts, path.name)
     return prompts
+
+
+def check_sizes(prompts: Sequence[Prompt], name: str) -> None:
+    """Raises ValueError for no prompt, too many, or one that is too long."""
+    if not prompts:
+        raise ValueError(f"{name} holds no prompt.")
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"{name} holds {len(prompts)} prompts, more than {MAX_PROMPTS}: split it.")
+    for number, prompt in enumerate(prompts, start=1):
+        for what, text, most in (("", prompt.text, MAX_CHARACTERS), ("category of ", prompt.category, MAX_CATEGORY)):
+            if len(text) > most:
+                found = f"{name}: the {what}prompt number {number} has {len(text)} characters"
+                raise ValueError(f"{found}, more than {most}. Shorten it.")
 
 
 def choose(prompts: Iterable[Prompt], category: str = "", limit: int = 0) -> list[Prompt]:
@@ -102,7 +126,7 @@ def tsv_rows(text: str, name: str) -> list[Row]:
 def json_rows(text: str, name: str) -> list[Row]:
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is no JSON: {error}.") from error
     if isinstance(data, dict):
         data = [
@@ -145,6 +169,6 @@ def whole(value: object, where: str) -> int | None:
         seed = int(str(value))
     except ValueError:
         seed = -1
-    if seed < 0:
-        raise ValueError(f"{where}: the seed {value!r} is no whole number from 0.")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"{where}: the seed {str(value)[:40]!r} is no whole number from 0 to 2^64 - 1.")
     return seed

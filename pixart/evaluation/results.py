@@ -14,6 +14,7 @@ from ..files import written
 
 TABLE = "results.csv"
 SHEET = "sheet.png"
+MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,26 @@ def append(path: Path, result: Result) -> None:
 def read_table(path: Path) -> list[Result]:
     """The rows of a table; one that was cut short when a run was killed counts as not there.
 
-    Raises ValueError when the file is another table.
+    Raises ValueError when the file is another table, or names pictures other than those of a run.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file)
-        if table.fieldnames is not None and list(table.fieldnames) != NAMES:
-            raise ValueError(f"{path} is no table of a run: its columns are {', '.join(table.fieldnames)}.")
-        rows = [row for row in table if all(row[name] is not None for name in NAMES)]
-    return [Result(**{**row, "index": int(row["index"]), "seed": int(row["seed"])}) for row in rows]
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no table of a run is.")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            if table.fieldnames is not None and list(table.fieldnames) != NAMES:
+                raise ValueError(f"its columns are {', '.join(table.fieldnames)[:200]}")
+            return [result_of(row) for row in table if all(row[name] is not None for name in NAMES)]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is no table of a run: {error}. Give another name for run.") from error
+
+
+def result_of(row: dict[str, str]) -> Result:
+    """A row of a table. It may be another's, so that it must name the picture that its number has, and no other."""
+    result = Result(**{name: row[name] for name in NAMES} | {name: int(row[name]) for name in ("index", "seed")})
+    if result.index < 0 or result.file != picture_name(result.index):
+        raise ValueError(f"number {result.index} names the file {result.file[:80]!r}")
+    return result
 
 
 def recorded(folder: Path) -> dict[int, Result]:

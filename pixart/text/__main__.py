@@ -16,6 +16,7 @@ from .captions import MAX_PROMPT, MAX_TOKENS, Caption, load_caption, save_captio
 from .cleaning import clean_prompt
 from .tokens import SIGMA_TOKENS, Tokenizer, encode_prompt
 
+MAX_BYTES = 64 * 2**20  # of a file of prompts
 SLUG = 48
 """Most characters of a prompt in its file's name."""
 
@@ -59,6 +60,8 @@ def read_prompts(path: Path) -> list[tuple[int, str]]:
 
     Raises ValueError when the file is no UTF-8 text, has no prompt, or one that is too long to be one.
     """
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes, more than {MAX_BYTES}: split it.")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

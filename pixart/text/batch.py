@@ -42,7 +42,8 @@ class Captions:
 def encode_prompts(
     t5: T5EncoderModel, tokenizer: Tokenizer, prompts: Sequence[str], max_tokens: int, clean: bool = False
 ) -> Captions:
-    """Run T5 over the prompts, each at its own length: no padding ever enters it, and equal lengths share a forward.
+    """Run T5 over the prompts, each at its own length: no padding ever enters it, equal lengths share a forward, and
+    equal prompts a row of it.
 
     max_tokens: the end token included. clean: apply the training data's caption cleaning first.
     Logs a warning for each prompt that was cut. Raises ValueError as ``encode_prompt`` and ``clean_prompt`` do.
@@ -56,9 +57,9 @@ def encode_prompts(
     mask = torch.zeros(shape, device=t5.device, dtype=torch.int64)
     for length in sorted(set(lengths)):
         group = [index for index, row in enumerate(rows) if len(row) == length]
-        ids = torch.tensor([rows[index] for index in group], device=t5.device)
-        hidden = t5(input_ids=ids).last_hidden_state  # (group, length, C)
-        embeddings[group, :length] = hidden.to(embeddings)
+        different = list(dict.fromkeys(tuple(rows[index]) for index in group))
+        hidden = t5(input_ids=torch.tensor(different, device=t5.device)).last_hidden_state  # (different, length, C)
+        embeddings[group, :length] = hidden[[different.index(tuple(rows[index])) for index in group]].to(embeddings)
         mask[group, :length] = 1
     for warning in filter(None, map(warning_for, encoded)):
         log.warning("%s", warning)

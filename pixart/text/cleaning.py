@@ -14,6 +14,11 @@ _DASHES = (
     "\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
 )
 
+MAX_CHARACTERS = 5000
+"""Of a caption to be cleaned: some of the rules take time by the square of its length. T5 reads 300 tokens."""
+
+# Where a rule begins with a repetition, (?<!…) lets it begin at the first of a run alone. What is found is the same,
+# and a long run in which nothing is found is gone through once instead of once for every character.
 _BEFORE_HTML = (
     ("<person>", "person"),
     (_URL.format(scheme="https?"), ""),
@@ -34,11 +39,11 @@ _BEFORE_REPAIR = (
     (r"#\d{1,3}\b", ""),
     (r"#\d{5,}\b", ""),
     (r"\b\d{6,}\b", ""),
-    (rf"\S+\.{_FILE_TYPES}", ""),
+    (rf"(?<!\S)\S+\.{_FILE_TYPES}", ""),
     ("[\"']{2,}", '"'),
     (r"\.{2,}", " "),
     (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
-    (r"\s+\.\s+", " "),
+    (r"(?<!\s)\s+\.\s+", " "),
 )
 
 _AFTER_REPAIR = (
@@ -66,10 +71,23 @@ _AFTER_REPAIR = (
 def clean_caption(text: str) -> str:
     """One pass of the reference's caption cleaning; lowercases, and removes links, markup and advertising.
 
-    Raises ValueError when ftfy or beautifulsoup4 is not installed.
+    Raises ValueError when ftfy or beautifulsoup4 is not installed, or for more than ``MAX_CHARACTERS``.
     Source: PixArt-α, t5.py, clean_caption, in the form that the diffusers pipelines give it. The original strips
     once more before ``_AFTER_REPAIR``, which matters only to a dash, quote or dot beside removed matter at an end.
     """
+    _check_length(text)
+    return _clean(text)
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"The prompt has {len(text)} characters; at most {MAX_CHARACTERS} are cleaned. Shorten it, or switch "
+            "clean_caption off."
+        )
+
+
+def _clean(text: str) -> str:
     fix_text, text_of_html = _libraries()
     text = _substitute(unquote_plus(text).strip().lower(), _BEFORE_HTML)
     text = _substitute(text_of_html(text), _BEFORE_REPAIR)
@@ -81,7 +99,8 @@ def clean_caption(text: str) -> str:
 
 def clean_prompt(text: str) -> str:
     """Caption cleaning as the pipelines apply it: two passes. Raises ValueError as ``clean_caption`` does."""
-    return clean_caption(clean_caption(text))
+    _check_length(text)
+    return _clean(_clean(text))  # the first may have made it longer
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,7 @@ def _libraries():
     try:
         import ftfy
         from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+        from bs4.builder import ParserRejectedMarkup
     except ImportError as error:
         raise ValueError(
             f"Caption cleaning needs the Python packages ftfy and beautifulsoup4 ({error}). Install them with "
@@ -142,6 +162,12 @@ def _libraries():
     def text_of_html(text: str) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a caption may look like a file name
-            return BeautifulSoup(text, features="html.parser").text
+            try:
+                return BeautifulSoup(text, features="html.parser").text
+            except (ParserRejectedMarkup, AssertionError, RecursionError) as error:
+                raise ValueError(
+                    "The prompt holds something like HTML that cannot be read as such. Take away its < and >, or "
+                    "switch clean_caption off."
+                ) from error
 
     return ftfy.fix_text, text_of_html

@@ -11,9 +11,10 @@ from types import MappingProxyType
 import torch
 
 from ..checkpoint.files import read_weights, shard_note
+from .foreign import REMEDY
 from .gguf_state import MAGIC, GgufState, read_gguf
 from .layout import TOKENIZER, T5Config, detect_t5, encoder_names
-from .tokens import JsonTokenizer, SentencePieceTokenizer
+from .tokens import JsonTokenizer, SentencePieceTokenizer, check_size, read_bytes
 from .transformers_t5 import load_transformers_t5
 
 __all__ = ["T5Config", "T5File", "detect_t5", "load_transformers_t5", "open_t5"]
@@ -92,7 +93,7 @@ def _open(path: Path) -> T5File:
         config = detect_t5({name: tuple(tensor.shape) for name, tensor in tensors.items()})
         state = {name: tensors[stored] for name, stored in encoder_names(tensors).items()}
     beside = _tokenizer_files(path, file)
-    inside = None if proto is None else proto.numpy().tobytes()
+    inside = None if proto is None else _proto(proto)
     evidence = (
         f"T5 v1.1 encoder from {file.name}: {config}.",
         f"Weights: {_types(state)}.",
@@ -109,6 +110,15 @@ def _open(path: Path) -> T5File:
         identity=_identity(config, state),
         tokenizer_json=beside.get("tokenizer.json"),
     )
+
+
+def _proto(tensor: torch.Tensor) -> bytes:
+    """The tokenizer that a file holds as a tensor of bytes."""
+    if tensor.dtype not in (torch.uint8, torch.int8) or tensor.ndim != 1:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{TOKENIZER} has shape {list(tensor.shape)} of {kind}, not a row of bytes. {REMEDY}")
+    check_size(tensor.numel())
+    return tensor.numpy().tobytes()
 
 
 def _read(file: Path) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str], tuple[str, ...]]:
@@ -143,7 +153,7 @@ def _tokenizer_files(path: Path, file: Path) -> dict[str, bytes]:
     for folder in (file.parent, file.parent / "tokenizer", file.parent.parent / "tokenizer"):
         for name in ("spiece.model", "tokenizer.json"):
             if name not in found and (folder / name).is_file():
-                found[name] = (folder / name).read_bytes()
+                found[name] = read_bytes(folder / name)
     return found
 
 

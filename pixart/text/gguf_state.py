@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .foreign import REMEDY
+from .gguf_header import check_header
 from .layout import EMBEDDING, FINAL_NORM, RELATIVE_BIAS
 
 MAGIC = b"GGUF"
@@ -83,9 +84,10 @@ def read_gguf(path: Path) -> tuple[GgufState, dict[str, str]]:
             "Reading a GGUF file needs the Python package gguf. Install it with 'pip install gguf', or choose a "
             ".safetensors file."
         ) from error
+    check_header(path)
     try:
         reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError, OSError) as error:
         raise ValueError(f"The GGUF file is damaged or cut short ({error}). Download it again.") from error
     architecture = _text(reader, "general.architecture")
     if architecture not in ("t5", "t5encoder"):
@@ -106,4 +108,6 @@ def _hugging_face_name(name: str) -> str | None:
 
 def _text(reader, key: str) -> str:
     field = reader.get_field(key)
-    return "" if field is None else bytes(field.parts[field.data[0]]).decode("utf-8", "replace")
+    if field is None or not field.data:
+        return ""
+    return bytes(field.parts[field.data[0]])[:100].decode("utf-8", "replace")

@@ -12,6 +12,13 @@ EOS = 1
 ALPHA_TOKENS = 120
 SIGMA_TOKENS = 300
 
+MAX_BYTES = 32 * 2**20
+"""Of a tokenizer's file; T5's has 0.8 million as a sentencepiece model and 2.4 as JSON."""
+
+
+MAX_PIECE = 1000
+"""Bytes of a piece with its score; T5's longest has 64."""
+
 
 class Tokenizer(Protocol):
     """What the budget needs of a tokenizer. ``encode`` may or may not append the end-of-sentence id."""
@@ -98,6 +105,10 @@ class SentencePieceTokenizer:
         if isinstance(model, sentencepiece.SentencePieceProcessor):
             self.processor = model
             return
+        if not len(model):  # which the library takes for no model at all, and fails when it is used
+            raise ValueError("The sentencepiece model is empty. Download it again.")
+        check_size(len(model))
+        check_pieces(bytes(model))
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=bytes(model))
         except RuntimeError as error:
@@ -138,6 +149,7 @@ class JsonTokenizer:
                 f"{type(source).__name__} has no tokenizers backend; wrap a fast tokenizer, or use its "
                 "sentencepiece model with SentencePieceTokenizer."
             )
+        check_size(len(content))
         try:
             self.backend = tokenizers.Tokenizer.from_buffer(content)
         except ValueError as error:
@@ -158,6 +170,51 @@ class JsonTokenizer:
         return [end for _, end in self.backend.encode(text, add_special_tokens=False).offsets]
 
 
+def check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"A tokenizer of {size} bytes is no T5's; at most {MAX_BYTES} are read.")
+
+
+def check_pieces(proto: bytes) -> None:
+    """Raises ValueError for a sentencepiece model with a piece of more than ``MAX_PIECE`` bytes.
+
+    Some releases of the library overflow the stack on one, which ends the process. Walks the message's fields, of which
+    number 1 are the pieces; what is no message is for the library to refuse.
+    """
+    place = 0
+    while place < len(proto):
+        tag, place = read_varint(proto, place)
+        if tag & 7 == 2:
+            length, place = read_varint(proto, place)
+            if tag >> 3 == 1 and length > MAX_PIECE:
+                raise ValueError(f"The sentencepiece model has a piece of {length} bytes, more than {MAX_PIECE}.")
+            place += length
+        elif tag & 7 == 0:
+            _, place = read_varint(proto, place)
+        elif tag & 7 in (1, 5):
+            place += 8 if tag & 7 == 1 else 4
+        else:
+            return
+
+
+def read_varint(data: bytes, place: int) -> tuple[int, int]:
+    """A protobuf's number of seven bits a byte, and the place behind it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[place] if place < len(data) else 0
+        value |= (byte & 127) << shift
+        place += 1
+        if byte < 128:
+            break
+    return value, place
+
+
+def read_bytes(file: Path) -> bytes:
+    """The content of a tokenizer's file; its size is looked at before."""
+    check_size(file.stat().st_size)
+    return file.read_bytes()
+
+
 def read_tokenizer(folder: str | Path) -> SentencePieceTokenizer | JsonTokenizer:
     """The tokenizer of a Hugging Face folder: ``spiece.model``, else ``tokenizer.json``, there or in ``tokenizer/``.
 
@@ -167,7 +224,7 @@ def read_tokenizer(folder: str | Path) -> SentencePieceTokenizer | JsonTokenizer
     for place in (folder, folder / "tokenizer"):
         for name, kind in (("spiece.model", SentencePieceTokenizer), ("tokenizer.json", JsonTokenizer)):
             if (place / name).is_file():
-                return kind((place / name).read_bytes())
+                return kind(read_bytes(place / name))
     raise ValueError(
         f"{folder} has neither spiece.model nor tokenizer.json, nor a tokenizer folder that has; "
         "download the tokenizer files that belong to this encoder."

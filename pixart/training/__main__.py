@@ -11,6 +11,11 @@ folder under the same names:
 
     python -m pixart.training --method controlnet --hint edges --pictures photos --out run
 
+KV compression, which makes 2K and 4K affordable, is put into a checkpoint that has none by some hundred updates on
+pictures of that size:
+
+    python -m pixart.training --method compression --pictures photos --resolution 2048 --steps 500 --out run
+
 Stopped in any way, the same command goes on from the last saved state. Captions may also lie in text files beside the
 pictures, of the same name.
 """
@@ -25,12 +30,12 @@ from functools import partial
 from pathlib import Path
 
 from ..__main__ import DEMO, fail
-from .settings import CONTROLNET, METHODS, PRECISIONS, SCHEDULES, TARGETS, TrainSettings
+from .settings import COMPRESSION, CONTROLNET, METHODS, PRECISIONS, SCHEDULES, TARGETS, TrainSettings
 
 CHOICES = {"method": METHODS, "schedule": SCHEDULES, "precision": PRECISIONS, "targets": tuple(TARGETS)}
 
 HELP = {
-    "method": "lora, full: all weights, or controlnet",
+    "method": "lora, full: all weights, controlnet, or compression of keys and values",
     "steps": "updates of the weights",
     "batch_size": "pictures of the concept in an update, over all processes",
     "accumulation": "forwards that an update is split into",
@@ -38,6 +43,9 @@ HELP = {
     "alpha": "strength of a LoRA's update over its rank; 0 takes the rank",
     "targets": "layers that get a LoRA",
     "copied_blocks": "of a ControlNet; 0: half of the checkpoint's",
+    "kv_ratio": "side of the windows of the compression",
+    "kv_first_block": "first block with compression; -1: the middle one",
+    "kv_last_block": "last block with compression; -1: the last one",
     "caption_dropout": "share of captions left out",
     "prior_weight": "what class pictures count",
     "min_snr": "gamma of min-SNR weighting; 0: plain loss",
@@ -73,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     hint.add_argument("--hint", default="", metavar="NAME", help=HINT_HELP)
     hint.add_argument("--hints", type=Path, metavar="DIR", help="hints, under the names of the pictures")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for state, previews and the result")
-    p.add_argument("--name", default="", help="of the trained file (default: pixart-lora, or pixart-controlnet)")
+    p.add_argument("--name", default="", help="of the trained file (default: pixart-lora, -controlnet or -kv)")
     p.add_argument("--preview", action="append", default=[], metavar="PROMPT", help="draw this; may be repeated")
     p.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors", metavar="FILE")
     p.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors", metavar="FILE")
@@ -126,6 +134,7 @@ def train(args: argparse.Namespace) -> Path:
     import torch
 
     from ..checkpoint import open_checkpoint
+    from .compression import CompressionTrainer
     from .controlnet import ControlTrainer
     from .pictures import concerns
     from .sources import Sources, draw_class_pictures, prepare
@@ -165,7 +174,10 @@ def train(args: argparse.Namespace) -> Path:
         file_sha(sources.checkpoint),
         sources.identity(examples, (), resolution),
     ]
-    kind = partial(ControlTrainer, hint=args.hint) if is_control else Trainer
+    kind, name = {
+        CONTROLNET: (partial(ControlTrainer, hint=args.hint), "pixart-controlnet"),
+        COMPRESSION: (CompressionTrainer, "pixart-kv"),
+    }.get(settings.method, (Trainer, "pixart-lora"))
     trainer = kind(
         sources.checkpoint,
         features,
@@ -173,7 +185,7 @@ def train(args: argparse.Namespace) -> Path:
         args.out,
         settings.identity(data),
         accelerator=accelerator,
-        name=args.name or ("pixart-controlnet" if is_control else "pixart-lora"),
+        name=args.name or name,
         trigger=args.trigger,
         save_dtype=getattr(torch, SAVE_DTYPES[args.save_dtype]),
     )

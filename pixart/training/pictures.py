@@ -12,6 +12,7 @@ import torch
 from ..resolution import trained_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MAX_CAPTION = 100_000  # bytes
 WIDEST = 4.5
 """Longest side over shortest; PixArt-Σ's training left out what was beyond it."""
 
@@ -86,6 +87,8 @@ def read_caption(picture: Path) -> str:
     file = picture.with_suffix(".txt")
     if not file.is_file():
         return ""
+    if (size := file.stat().st_size) > MAX_CAPTION:
+        raise ValueError(f"{file} has {size} bytes, more than a caption's {MAX_CAPTION}. Shorten it, or take it away.")
     try:
         return " ".join(file.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError as error:

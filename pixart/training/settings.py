@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-LORA, FULL, CONTROLNET = "lora", "full", "controlnet"
-METHODS = (LORA, FULL, CONTROLNET)
+LORA, FULL, CONTROLNET, COMPRESSION = "lora", "full", "controlnet", "compression"
+METHODS = (LORA, FULL, CONTROLNET, COMPRESSION)
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("fp32", "bf16")
 
@@ -32,12 +32,14 @@ TARGETS = {
 class TrainSettings:
     """One training run. Raises ValueError, naming the setting, for a value that makes no sense.
 
-    method: "lora", "full" for all weights (DreamBooth), or "controlnet".
+    method: "lora", "full" for all weights (DreamBooth), "controlnet", or "compression" of keys and values.
     batch_size: pictures of the concept in one update, over all processes; with prior preservation as many
         class pictures are added. accumulation: into how many forwards an update is split, on each process.
     warmup: updates over which the learning rate rises; schedule: what it does afterwards.
     alpha: 0 takes the rank. targets: a key of ``TARGETS``.
     copied_blocks: of a ControlNet; 0 takes half of the base's, less one where it has an even number.
+    kv_ratio: of the compression, the side of the windows that become one key; kv_first_block, kv_last_block: inclusive,
+        -1 for the middle and the last.
     caption_dropout: share of captions replaced by the null caption, which keeps guidance working.
     prior_weight: what the class pictures' loss counts beside the concept's.
     min_snr: γ of min-SNR loss weighting (Hang et al., 2303.09556), 5 in the paper; 0 leaves the loss plain.
@@ -61,6 +63,9 @@ class TrainSettings:
     alpha: float = 0.0
     targets: str = "attention"
     copied_blocks: int = 0
+    kv_ratio: int = 2
+    kv_first_block: int = -1
+    kv_last_block: int = -1
     caption_dropout: float = 0.1
     prior_weight: float = 1.0
     min_snr: float = 0.0
@@ -82,6 +87,9 @@ class TrainSettings:
             require(getattr(self, name) in choices, f"{name} must be one of {', '.join(choices)}", getattr(self, name))
         for name in ("steps", "batch_size", "accumulation", "rank"):
             require(getattr(self, name) >= 1, f"{name} must be 1 or more", getattr(self, name))
+        require(self.kv_ratio >= 2, "kv_ratio must be 2 or more", self.kv_ratio)
+        for name in ("kv_first_block", "kv_last_block"):
+            require(getattr(self, name) >= -1, f"{name} must be -1 or more", getattr(self, name))
         for name in ("copied_blocks", "warmup", "save_every", "preview_every", "resolution", "seed"):
             require(getattr(self, name) >= 0, f"{name} must be 0 or more", getattr(self, name))
         for name in ("learning_rate", "max_grad_norm"):
@@ -133,6 +141,8 @@ class TrainSettings:
             del told["steps"]
         if self.method != CONTROLNET:
             del told["copied_blocks"]
+        if self.method != COMPRESSION:
+            del told["kv_ratio"], told["kv_first_block"], told["kv_last_block"]
         return hashlib.sha256(json.dumps([told, list(data)], sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint, config_metadata, state_dict_to_save
 from ..config import PixArtConfig
 from ..files import written
 from .adapters import PREFIX
-from .settings import CONTROLNET, FULL, LORA, TrainSettings
+from .settings import COMPRESSION, CONTROLNET, FULL, LORA, TrainSettings
 
 SOFTWARE = "pixart-nodes"
 
@@ -73,7 +73,7 @@ def common_metadata(
     base: Base, settings: TrainSettings, step: int, trigger: str, title: str, run: str
 ) -> dict[str, str]:
     """What every trained file tells, in the words of the modelspec standard and in ours."""
-    kind = {LORA: "/lora", FULL: "", CONTROLNET: "/controlnet"}[settings.method]
+    kind = {LORA: "/lora", FULL: "", COMPRESSION: "", CONTROLNET: "/controlnet"}[settings.method]
     side = settings.resolution or base.config.native_pixels
     told = {
         "modelspec.sai_model_spec": "1.0.0",

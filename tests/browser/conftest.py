@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from front_end import PICTURES, FrontEnd
 from playwright.sync_api import Browser, sync_playwright
 
-from tools.comfyui import Server
+from tools.comfyui import Host, Server
+from tools.front_end import own_front_end
 from tools.test import find_browser
 
+LOGS = Path(__file__).resolve().parents[2] / "output" / "test-logs"
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
@@ -31,6 +35,16 @@ def browser() -> Iterator[Browser]:
         running = playwright.chromium.launch(executable_path=executable, args=list(QUIET))
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def server(host: Host) -> Iterator[Server]:
+    """A running ComfyUI, as for all tests, with the front end that this version was released with."""
+    python = Path(sys.executable)
+    own = own_front_end(host, python)
+    options = ("--preview-method", "latent2rgb", *(("--front-end-root", str(own)) if own else ()))
+    with Server(host, python, cpu=True, log=LOGS / f"comfyui-{host.version}.log", options=options) as running:
+        yield running
 
 
 @pytest.fixture

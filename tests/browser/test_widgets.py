@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
-from front_end import FrontEnd
-from playwright.sync_api import expect
+import shutil
+from pathlib import Path
 
-RENDERERS = pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes-2.0"])
+import pytest
+import torch
+from front_end import OLDEST_TOO, RENDERERS, FrontEnd
+from playwright.sync_api import Locator, expect
+
+from pixart.text.captions import Caption, save_caption
+from tools.comfyui import Server
+
+ROOT = Path(__file__).resolve().parents[2]
 SQUARE = "1024 × 1024"
 LONG = "a small red star on the left, blue background"
 
@@ -42,7 +49,7 @@ def ratio(tab: FrontEnd, node: int) -> str:
     return tab.page.evaluate(VALUES, node)["ratio"].split()[0]
 
 
-@RENDERERS
+@OLDEST_TOO
 def test_a_shape_is_chosen_by_mouse_and_keys_and_outlives_what_people_do(empty: FrontEnd, nodes_2: bool):
     page = empty.page
     node = add(empty, "PixArtResolution")
@@ -94,6 +101,153 @@ def test_a_shape_is_chosen_by_mouse_and_keys_and_outlives_what_people_do(empty: 
     expect(drawing.locator("visible=true")).to_have_count(0)
     page.evaluate("() => app.canvas.openSubgraph(app.graph.nodes[0].subgraph, app.graph.nodes[0])")
     expect(drawing.filter(has_text="256 × 1024").locator("visible=true")).to_have_count(1)
+    assert empty.errors == []
+
+
+LOADERS = {
+    "PixArtLoadCheckpoint": ("ckpt_name", "pixart-demo-sigma.safetensors", "PixArt-Σ · 128 px · 5 blocks · fp16"),
+    "PixArtLoadT5": ("t5_name", "pixart-demo-t5.safetensors", "T5 v1.1 · 3 blocks · 128 wide"),
+    "PixArtLoadLora": ("lora_name", "seen-by-tests.safetensors", "LoRA + DoRA · rank 2 · 13 layers"),
+    "PixArtLoadControlNet": ("control_net_name", "pixart-demo-controlnet.safetensors", "ControlNet · for PixArt-Σ · "),
+    "PixArtLoadDreamBooth": ("ckpt_name", "pixart-demo-alpha.safetensors", "PixArt-α · 128 px · 5 blocks · fp16"),
+    "PixArtLoadCaption": ("caption_name", "seen-by-tests.safetensors [input]", "“a star” · 3 tokens · 16 wide · fp32"),
+}
+"""Loader → the widget that names a file, a file, and what the badge says of it."""
+
+FILE = """([type, number]) => {
+    const inner = app.canvas.graph.nodes.filter(node => node.type === type)[number];
+    return inner?.widgets.find(widget => /_name$/.test(widget.name)).value;
+}"""
+RENAME = """([type, title]) => {
+    const node = app.graph.nodes.find(each => each.type === type);
+    node.title = title;
+    node.onPropertyChanged?.("title", title);
+    app.graph.setDirtyCanvas(true, true);
+}"""
+COPY = """() => {
+    app.canvas.selectItems(app.graph.nodes);
+    app.canvas.copyToClipboard();
+    app.canvas.pasteFromClipboard();
+}"""
+INTO_SUBGRAPH = """() => {
+    app.canvas.selectItems(app.graph.nodes);
+    app.graph.convertToSubgraph(app.canvas.selectedItems);
+    const holder = app.graph.nodes.find(node => node.subgraph);
+    app.canvas.openSubgraph(holder.subgraph, holder);
+}"""
+
+
+@pytest.fixture(scope="module")
+def files(server: Server) -> None:
+    """A LoRA and a caption for the loaders whose kind the demo has no file of."""
+    for folder in ("models/loras", "input"):
+        (server.base / folder).mkdir(parents=True, exist_ok=True)
+    lora = server.base / "models" / "loras" / "seen-by-tests.safetensors"
+    shutil.copy(ROOT / "tests" / "data" / "lora" / "dora_out.safetensors", lora)
+    save_caption(Caption(torch.zeros(3, 16), prompt="a star"), server.base / "input" / "seen-by-tests.safetensors")
+
+
+def shown(badges: Locator, said: str, count: int = 1) -> None:
+    expect(badges.filter(has_text=said)).to_have_count(count, timeout=30_000)
+
+
+@OLDEST_TOO
+def test_every_loader_says_what_its_file_is_and_keeps_saying_it(files: None, empty: FrontEnd, nodes_2: bool):
+    page, badges = empty.page, empty.page.locator(".pixart-badge")
+    for number, (kind, (name, file, _)) in enumerate(LOADERS.items()):
+        node = add(empty, kind, 150 + 420 * (number % 3), 150 + 320 * (number // 3))
+        page.evaluate(SET, [node, name, file])
+    for _, _, said in LOADERS.values():
+        shown(badges, said)
+    empty.remember()
+    empty.screenshot(empty.pictures / f"badges-{'nodes-2.0' if nodes_2 else 'canvas'}.png")
+
+    (node,) = page.evaluate(IDS, "PixArtLoadLora")
+    page.evaluate(SET, [node, "lora_name", "pixart-demo-sigma.safetensors"])
+    shown(badges.and_(page.locator(".pixart-trouble")), "This is a whole PixArt model, not a LoRA.")
+    empty.remember()
+    empty.command("Comfy.Undo")
+    shown(badges, LOADERS["PixArtLoadLora"][2])
+
+    page.evaluate(RENAME, ["PixArtLoadControlNet", "My edges"])
+    shown(badges, LOADERS["PixArtLoadControlNet"][2])
+    saved = page.evaluate("() => app.graph.serialize()")
+    assert sorted(len(node["widgets_values"]) for node in saved["nodes"]) == [1, 1, 2, 3, 3, 3], "only values are saved"
+    page.evaluate("data => app.loadGraphData(data)", saved)
+    assert "My edges" in page.evaluate("() => app.graph.nodes.map(node => node.title)")
+    for _, _, said in LOADERS.values():
+        shown(badges, said)
+
+    page.evaluate(COPY)
+    for kind, (_, file, said) in LOADERS.items():
+        shown(badges, said, 2)
+        assert page.evaluate(FILE, [kind, 1]) == file
+    first, second = page.evaluate(IDS, "PixArtLoadDreamBooth")
+    page.evaluate(SET, [second, "ckpt_name", "pixart-demo-t5.safetensors"])
+    shown(badges, "This is a T5 text encoder")
+    shown(badges, LOADERS["PixArtLoadDreamBooth"][2])
+
+    page.evaluate("ids => ids.forEach(id => app.graph.remove(app.graph.getNodeById(id)))", [second])
+    page.evaluate(INTO_SUBGRAPH)
+    inside = badges.locator("visible=true")
+    shown(inside, LOADERS["PixArtLoadDreamBooth"][2])
+    shown(inside, LOADERS["PixArtLoadCaption"][2], 2)
+    assert empty.errors == []
+
+
+@RENDERERS
+def test_the_count_of_tokens_outlives_what_people_do(empty: FrontEnd, nodes_2: bool):
+    page, counter = empty.page, empty.page.locator(".pixart-tokens")
+    add(empty, "PixArtTextEncode")
+    page.locator("textarea").first.fill(LONG)
+    expect(counter).to_contain_text("12 of 300 tokens")
+    empty.remember()
+    counter.get_by_role("button", name="α 120").focus()
+    page.keyboard.press("Enter")
+    expect(counter).to_contain_text("12 of 120 tokens")
+    empty.remember()
+    empty.command("Comfy.Undo")
+    expect(counter).to_contain_text("12 of 300 tokens")
+    empty.command("Comfy.Redo")
+    expect(counter).to_contain_text("12 of 120 tokens")
+
+    page.evaluate(RENAME, ["PixArtTextEncode", "My prompt"])
+    saved = page.evaluate("() => app.graph.serialize()")
+    assert [node["widgets_values"] for node in saved["nodes"]] == [[LONG, 120, False]], "only values are saved"
+    page.evaluate("data => app.loadGraphData(data)", saved)
+    expect(counter).to_contain_text("12 of 120 tokens")
+    assert page.evaluate("() => app.graph.nodes[0].title") == "My prompt"
+
+    page.evaluate(COPY)
+    expect(counter).to_have_count(2)
+    _, second = page.evaluate(IDS, "PixArtTextEncode")
+    page.evaluate(SET, [second, "max_tokens", 8])
+    expect(counter.filter(has_text="12 of 8 tokens")).to_have_count(1)
+    expect(counter.filter(has_text="12 of 120 tokens")).to_have_count(1)
+
+    page.evaluate(INTO_SUBGRAPH)
+    inside = counter.locator("visible=true")
+    expect(inside.filter(has_text="12 of 120 tokens")).to_have_count(1)
+    expect(inside.filter(has_text="12 of 8 tokens").locator(".pixart-lost")).to_contain_text("blue background")
+    assert empty.errors == []
+
+
+@RENDERERS
+def test_all_three_are_there_again_after_the_page_was_reloaded(empty: FrontEnd, nodes_2: bool):
+    page = empty.page
+    size, prompt, loader = (
+        add(empty, kind, 150 + 420 * number)
+        for number, kind in enumerate(("PixArtResolution", "PixArtTextEncode", "PixArtLoadCheckpoint"))
+    )
+    page.locator(".pixart-aspect").press("End")
+    page.locator("textarea").first.fill(LONG)
+    expect(page.locator(".pixart-tokens")).to_contain_text("12 of 300 tokens")
+    page.evaluate(SET, [loader, "ckpt_name", LOADERS["PixArtLoadCheckpoint"][1]])
+    empty.remember()
+    empty.reload()
+    expect(page.locator(".pixart-aspect")).to_contain_text("512 × 2048")
+    expect(page.locator(".pixart-tokens")).to_contain_text("12 of 300 tokens")
+    shown(page.locator(".pixart-badge"), LOADERS["PixArtLoadCheckpoint"][2])
     assert empty.errors == []
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from front_end import FrontEnd
+from front_end import OLDEST_TOO, FrontEnd
 from playwright.sync_api import expect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,17 +25,28 @@ LABELS = """type => {
     const widgets = (node.widgets ?? []).filter(widget => widget.serialize !== false);
     return {
         title: node.title,
+        outputs: (node.outputs ?? []).map(each => each.label ?? each.localized_name ?? each.name),
         inputs: Object.fromEntries([...node.inputs ?? [], ...widgets]
             .map(each => [each.name, each.label ?? each.localized_name ?? each.name])),
     };
 }"""
+
+THREE = """() => ["PixArtResolution", "PixArtTextEncode", "PixArtLoadT5"].forEach((type, index) => {
+    const node = LiteGraph.createNode(type);
+    node.pos = [100 + 420 * index, 200];
+    app.graph.add(node);
+    if (type !== "PixArtLoadT5") return;
+    const file = node.widgets.find(widget => widget.name === "t5_name");
+    file.value = "pixart-demo-t5.safetensors";
+    file.callback?.(file.value);
+})"""
 
 
 def pack_nodes() -> list[str]:
     return sorted(json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "nodes-2.0"])
+@OLDEST_TOO
 def test_every_workflow_opens_whole(front_end: FrontEnd, nodes_2: bool):
     front_end.open({"Comfy.VueNodes.Enabled": nodes_2, "Comfy.Locale": "en",
                     "Comfy.Workflow.ShowMissingModelsWarning": False})  # fmt: skip
@@ -49,19 +60,45 @@ def test_every_workflow_opens_whole(front_end: FrontEnd, nodes_2: bool):
     assert front_end.errors == []
 
 
-def test_blueprints_are_offered_and_hold_only_known_nodes(front_end: FrontEnd):
+BLUEPRINTS = sorted(path.stem for path in (ROOT / "subgraphs").glob("*.json"))
+SHOWN = "() => app.graph.nodes[0].widgets.map(widget => widget.label ?? widget.name)"
+CHOOSE = """([label, value]) => {
+    const widget = app.graph.nodes[0].widgets.find(each => (each.label ?? each.name) === label);
+    widget.value = value;
+    widget.callback?.(value);
+}"""
+CHOSEN = {
+    "prompt": "a star", "negative prompt": "blur", "seed": 7, "steps": 3, "cfg": 2.5, "enlarge": 1.5, "strength": 0.5,
+    "checkpoint": "pixart-demo-sigma.safetensors", "base": "512",
+}  # fmt: skip
+
+
+@pytest.mark.oldest
+def test_blueprints_are_one_node_whose_widgets_reach_the_nodes_inside(front_end: FrontEnd):
     front_end.open({"Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"})
     page = front_end.page
-    for path in sorted((ROOT / "subgraphs").glob("*.json")):
-        page.evaluate(LOAD, json.loads(path.read_text(encoding="utf-8")))
+    assert len(BLUEPRINTS) == 3
+    for name in BLUEPRINTS:
+        source = json.loads((ROOT / "tools" / "blueprints" / f"{name}.json").read_text(encoding="utf-8"))
+        page.evaluate(LOAD, json.loads((ROOT / "subgraphs" / f"{name}.json").read_text(encoding="utf-8")))
         page.wait_for_function("() => app.graph.nodes.length === 1 && app.graph.nodes[0].subgraph")
         inner = page.evaluate("() => app.graph.nodes[0].subgraph.nodes.map(node => [node.type, !!node.has_errors])")
         assert [kind for kind, broken in inner if broken] == []
-        shown = page.evaluate("() => app.graph.nodes[0].widgets.map(widget => widget.label ?? widget.name)")
-        assert {"prompt", "ratio", "checkpoint"} <= set(shown)
+        labels = list(dict.fromkeys(label for _, entry, label in source["inputs"] if entry != "image"))
+        assert page.evaluate(SHOWN) == labels, name
+        assert page.evaluate("() => app.graph.nodes[0].size[1]") < 900, "its text fields have grown out of hand"
+        chosen = {label: value for label, value in CHOSEN.items() if label in labels}
+        for label, value in chosen.items():
+            page.evaluate(CHOOSE, [label, value])
         queued = page.evaluate("async () => (await app.graphToPrompt()).output")
-        assert {node["class_type"] for node in queued.values()} >= {"PixArtTextEncode", "PixArtResolution", "KSampler"}
-        front_end.screenshot(front_end.pictures / f"blueprint-{path.stem}.png")
+        holder = page.evaluate("() => app.graph.nodes[0].id")
+        reached = {
+            (label, queued[f"{holder}:{key}"]["inputs"][entry])
+            for key, entry, label in source["inputs"]
+            if label in chosen
+        }
+        assert reached == set(chosen.items()), name
+        front_end.screenshot(front_end.pictures / f"blueprint-{name}.png")
     assert front_end.errors == []
 
 
@@ -106,11 +143,23 @@ def test_nodes_speak_the_users_language(front_end: FrontEnd, language: str):
                 continue  # the host's own, put under a seed and named by the host
             if label != expected[kind]["inputs"].get(name, {}).get("name"):
                 english.append(f"{kind}.{name}: {label}")
+        for slot, output in expected[kind].get("outputs", {}).items():
+            if "name" in output and found["outputs"][int(slot)] != output["name"]:
+                english.append(f"{kind} output {slot}: {found['outputs'][int(slot)]}")
     assert english == []
-    front_end.page.evaluate("() => { app.graph.clear(); }")
-    front_end.page.evaluate("""() => { ["PixArtResolution", "PixArtTextEncode", "PixArtLoadT5"].forEach((type, i) => {
-        const node = LiteGraph.createNode(type); node.pos = [100 + 420 * i, 200]; app.graph.add(node); }); }""")
+    page = front_end.page
+    page.evaluate("() => { app.graph.clear(); }")
+    page.evaluate(THREE)
     words = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))["pixart"]
-    size = words["size"].replace("%width%", "1024").replace("%height%", "1024").replace("%tokens%", "4096")
-    expect(front_end.page.locator(".pixart-aspect")).to_contain_text(size)
+
+    def said(key: str, **values: str | int) -> str:
+        text = words[key]
+        for name, value in values.items():
+            text = text.replace(f"%{name}%", str(value))
+        return text
+
+    expect(page.locator(".pixart-aspect")).to_contain_text(said("size", width=1024, height=1024, tokens=4096))
+    expect(page.locator(".pixart-tokens")).to_contain_text(said("tokens", tokens=1, limit=300))
+    badge = ["T5 v1.1", said("blocks", blocks=3), said("width", width=128), "fp16"]
+    expect(page.locator(".pixart-badge")).to_have_text(" · ".join(badge))
     assert front_end.errors == []

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Page, expect
 
@@ -14,6 +15,12 @@ from tools.comfyui import PACK_FOLDER
 PICTURES = Path(__file__).resolve().parents[2] / "output" / "browser"
 LOADING = 180_000  # ms; the front end is some megabytes of scripts and may share one core with the server
 DRAWING = 300_000  # ms
+DRAFT = 1500  # ms; the front end writes down an unsaved workflow a moment after it was changed
+
+NODES_2 = pytest.param(True, id="nodes-2.0")
+RENDERERS = pytest.mark.parametrize("nodes_2", [pytest.param(False, id="canvas"), NODES_2])
+OLDEST_TOO = pytest.mark.parametrize("nodes_2", [pytest.param(False, id="canvas", marks=pytest.mark.oldest), NODES_2])
+"""A test in both renderers; and one whose canvas half is also for the oldest host's front end."""
 
 READY = "() => window.app?.vueAppReady && window.app.extensionManager?.workflow?.activeWorkflow"
 # The canvas keeps a node's pictures in node.imgs; Nodes 2.0 shows them as elements.
@@ -52,6 +59,12 @@ class FrontEnd:
             )
             expect(answer).to_be_ok()
         self.page.goto(self.url, timeout=LOADING)
+        self.page.wait_for_function(READY, timeout=LOADING)
+
+    def reload(self) -> None:
+        """Load the page anew, as F5 does; the front end opens the workflows again that were open."""
+        self.page.wait_for_timeout(DRAFT)
+        self.page.reload(timeout=LOADING)
         self.page.wait_for_function(READY, timeout=LOADING)
 
     def command(self, name: str) -> None:

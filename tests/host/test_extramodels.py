@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pixart.resolution import OTHER_NAMES, chosen_bin
 
 OLD = Path(__file__).resolve().parents[1] / "data" / "extramodels"
+
+WIDTH = 216  # of the demo's transformer
 
 SIZES = {
     ("PixArtMS_XL_2", "0.25"): (512, 2048),
@@ -44,3 +48,43 @@ def test_a_preset_that_never_was_is_refused_with_the_ones_near_it(client):
     wrong["4"]["inputs"]["ratio"] = "0.99"
     with pytest.raises(Exception, match="No table has the ratio 0.99"):
         client.run(wrong)
+
+
+@pytest.fixture(scope="module")
+def lora(server) -> str:
+    """A LoRA for the demo, as diffusers names its layers, in the server's folder."""
+    generator = torch.Generator().manual_seed(3)
+    rows = {
+        f"transformer.transformer_blocks.{block}.attn1.{layer}.lora_{part}.weight": shape
+        for block in range(5)
+        for layer in ("to_q", "to_v")
+        for part, shape in (("A", (4, WIDTH)), ("B", (WIDTH, 4)))
+    }
+    folder = server.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in rows.items()}
+    save_file(tensors, folder / "of-old-workflows.safetensors")
+    return "of-old-workflows.safetensors"
+
+
+def test_an_old_lora_loader_becomes_ours_at_its_strength(client, lora):
+    """The replaced graph draws what the same graph with this pack's own node draws, and that is not the bare model."""
+    bare = json.loads((OLD / "simple_api.json").read_text(encoding="utf-8"))
+    old, new = copy.deepcopy(bare), copy.deepcopy(bare)
+    for graph in (old, new):
+        graph["10"]["inputs"]["model"] = ["20", 0]
+    old["20"] = {
+        "class_type": "PixArtLoraLoader",
+        "inputs": {"model": ["1", 0], "lora_name": lora, "strength": 0.6},
+        "_meta": {"title": "PixArt Load LoRA"},
+    }
+    new["20"] = {
+        "class_type": "PixArtLoadLora",
+        "inputs": {"model": ["1", 0], "lora_name": lora, "strength_model": 0.6, "strength_clip": 0.0},
+        "_meta": {"title": "PixArt Load LoRA"},
+    }
+    results = [client.run(graph) for graph in (bare, old, new)]
+    assert [result.error for result in results] == [None] * 3
+    plain, replaced, own = (client.images(result, "9")[0].tobytes() for result in results)
+    assert replaced == own
+    assert replaced != plain

@@ -11,11 +11,11 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     LCMScheduler,
     PixArtSigmaPipeline,
-    PixArtTransformer2DModel,
     SASolverScheduler,
 )
+from diffusers_twin import pipeline_latents, twin
 
-from pixart.checkpoint import load_transformer, open_checkpoint, to_diffusers
+from pixart.checkpoint import load_transformer, open_checkpoint
 from pixart.pipeline import BETAS
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "pixart-demo-sigma.safetensors"
@@ -70,40 +70,7 @@ def in_model_scale(model, latents: torch.Tensor) -> torch.Tensor:
 def diffusers_latents(captions, scheduler, steps: int, cfg: float) -> torch.Tensor:
     """The same through diffusers' pipeline, from the same seed."""
     ours = load_transformer(open_checkpoint(DEMO), dtype=torch.float32)
-    config = ours.config
-    transformer = PixArtTransformer2DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.head_dim,
-        num_layers=config.depth,
-        cross_attention_dim=config.hidden_size,
-        caption_channels=config.caption_channels,
-        sample_size=config.base_size * config.patch_size,
-        interpolation_scale=config.pe_interpolation,
-        use_additional_conditions=False,
-    )
-    state = to_diffusers(ours.state_dict())
-    state.pop("caption_projection.y_embedding", None)
-    transformer.load_state_dict(state)
-    pipe = PixArtSigmaPipeline(
-        tokenizer=None, text_encoder=None, vae=None, transformer=transformer.eval(), scheduler=scheduler
-    )
-    pipe.set_progress_bar_config(disable=True)
-    mask = torch.ones(1, TOKENS, dtype=torch.long)
-    return pipe(
-        prompt=None,
-        negative_prompt=None,
-        prompt_embeds=captions[0],
-        negative_prompt_embeds=captions[1],
-        prompt_attention_mask=mask,
-        negative_prompt_attention_mask=mask,
-        num_inference_steps=steps,
-        guidance_scale=cfg,
-        height=128,
-        width=128,
-        use_resolution_binning=False,
-        generator=torch.Generator().manual_seed(SEED),
-        output_type="latent",
-    ).images
+    return pipeline_latents(PixArtSigmaPipeline, twin(ours), scheduler, captions, steps, cfg, SEED)
 
 
 def test_lcm_in_four_steps_draws_what_diffusers_draws_from_the_same_seed(model, captions, node_classes):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
+import torch
+
+from pixart.text.captions import Caption, save_caption
 
 LONG = "a small red star on the left, blue background"
 
@@ -63,6 +67,19 @@ def test_a_file_is_said_to_be_what_it_is(server):
     assert (found["facts"]["family"], found["facts"]["pixels"], found["trouble"]) == ("PixArt-Σ", 128, "")
     _, found = get(server, "/pixart/detect?kind=t5&name=pixart-demo-sigma.safetensors")
     assert found["trouble"].startswith("This is a PixArt or DiT transformer")
+    _, found = get(server, "/pixart/detect?kind=controlnet&name=pixart-demo-controlnet.safetensors")
+    assert (found["facts"]["family"], found["facts"]["base"]) == ("ControlNet", "PixArt-Σ")
+    _, found = get(server, "/pixart/detect?kind=lora&name=pixart-demo-sigma.safetensors")
+    assert "a whole PixArt model" in found["trouble"]
+
+
+def test_a_saved_caption_is_said_to_be_what_it_is(server):
+    save_caption(Caption(torch.zeros(3, 16), prompt="a star"), server.base / "output" / "told.safetensors")
+    name = urllib.parse.quote("told.safetensors [output]")
+    _, found = get(server, f"/pixart/detect?kind=caption&name={name}")
+    assert found["facts"] == {"prompt": "a star", "length": 3, "width": 16, "dtype": "fp32"}
+    _, found = get(server, f"/pixart/detect?kind=caption&name=../{name}")
+    assert "leads out of" in found["trouble"] and found["facts"] == {}
 
 
 @pytest.mark.parametrize("name", ["../demo/pixart-demo-sigma.safetensors", "/etc/passwd", "nothing.safetensors", ""])
@@ -82,7 +99,7 @@ def test_requests_that_are_wrong_too_long_or_of_other_pages_are_refused_in_one_l
         (ask(server, {"text": "a", "max_tokens": "300"}), 400),
         (ask(server, {"text": "a"}, content_type="text/plain"), 415),
         (ask(server, {"text": "a" * 300_000}), 413),
-        (get(server, "/pixart/detect?kind=lora&name=x"), 400),
+        (get(server, "/pixart/detect?kind=vae&name=x"), 400),
     ]
     for (status, told), expected in wrong:
         assert status == expected

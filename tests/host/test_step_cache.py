@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
 
 import pytest
@@ -16,11 +17,21 @@ from pixart.transformer import PixArtTransformer
 CONFIG = PixArtConfig(
     hidden_size=144, depth=4, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
 )
+METHODS = ("gentle", "balanced", "fast", "schedule", "threshold", "tgate")
 
 
 @pytest.fixture(scope="module")
 def model(pack, tmp_path_factory):
-    torch.manual_seed(0)
+    return random_model(pack, tmp_path_factory, 0)
+
+
+@pytest.fixture(scope="module")
+def another(pack, tmp_path_factory):
+    return random_model(pack, tmp_path_factory, 1)
+
+
+def random_model(pack, tmp_path_factory, seed: int):
+    torch.manual_seed(seed)
     transformer = initialise(PixArtTransformer(CONFIG))
     with torch.no_grad():
         for value in (*transformer.parameters(), *transformer.buffers()):
@@ -35,10 +46,11 @@ def caption(tokens: int, seed: int) -> list:
     return [[torch.randn(1, tokens, 64, generator=torch.Generator().manual_seed(seed)), {}]]
 
 
-def sample(patcher, positive=None, steps=8, batch=1, callback=None) -> torch.Tensor:
+def sample(patcher, positive=None, steps=8, batch=1, callback=None, noise=None) -> torch.Tensor:
     import comfy.sample
 
-    noise = torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    if noise is None:
+        noise = torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     positive = caption(9, 1) if positive is None else positive
     return comfy.sample.sample(
         patcher, noise, steps, 4.5, "dpmpp_2m", "normal", positive, caption(2, 2), torch.zeros_like(noise), seed=3,
@@ -121,7 +133,7 @@ def test_a_changed_caption_inside_the_model_is_not_mistaken_for_the_remembered_o
     assert (sample(changed) - sample(model)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", ["gentle", "balanced", "fast", "schedule", "threshold", "tgate"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_saves_work_changes_little_and_leaves_no_trace(method, model, cached):
     plain = sample(model, batch=2)
     fast = cached(model, method, threshold=1.0)
@@ -161,6 +173,92 @@ def test_an_interrupted_run_leaves_no_trace(model, cached):
     assert "pixart_cache" not in options and "pixart_run" not in options
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_two_models_at_once_do_not_see_each_others_memory(method, model, another, cached):
+    """One run begins and ends within the other's, as where a node samples inside another one's callback."""
+    fast, other = (cached(m, method, threshold=1.0) for m in (model, another))
+    alone, other_alone = sample(fast), sample(other, caption(5, 9))
+    inside = []
+
+    def nested(step, *_):
+        if step in (1, 4):
+            inside.append(sample(other, caption(5, 9)))
+
+    assert torch.equal(sample(fast, callback=nested), alone)
+    assert len(inside) == 2 and all(torch.equal(drawn, other_alone) for drawn in inside)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_after_others_is_the_run_before_them(method, model, cached):
+    """Another caption, another batch and an interrupted run in between; then the same once more."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(step, *_):
+        if step == 5:
+            raise Stop
+
+    fast, twin = (cached(model, method, threshold=1.0) for _ in range(2))
+    exact, first = sample(model), sample(fast)
+    assert torch.equal(sample(twin), first)
+    other = sample(fast, caption(4, 8), batch=3)
+    with pytest.raises(Stop):
+        sample(fast, batch=2, callback=stop)
+    assert torch.equal(sample(fast), first)
+    assert torch.equal(sample(fast, caption(4, 8), batch=3), other)
+    assert torch.equal(sample(model), exact)
+    gc.collect()
+    assert not any(type(o).__name__ in ("BlockCache", "CrossAttentionGate", "SamplingRun") for o in gc.get_objects())
+
+
+@pytest.mark.parametrize("method", ["balanced", "schedule", "threshold"])
+def test_what_a_controlnet_adds_is_that_of_the_step_itself(method, pack, cached):
+    """Blocks that add one each: what is cached of four of them is four, and residuals come on top as they are now."""
+    host = import_module(f"{pack.__name__}.nodes.host.step_cache")
+    settings = import_module(f"{pack.__name__}.pixart.caching").CacheSettings(method, threshold=2.0)
+    steps = torch.linspace(10, 0, 21)
+    run = host.RunCache(settings, (99.0, 0.0), 0.0, steps)
+    computed = []
+    for number, sigma in enumerate(steps[:-1]):
+        residuals = [torch.full((1, 2, 2), 10.0 * number), None, torch.full((1, 2, 2), 3.0 * number)]
+
+        def block(index, x, residuals=residuals):
+            computed.append(index)
+            return x + 1 + (residuals[index] if index < 3 and residuals[index] is not None else 0)
+
+        out = run(torch.full((1, 2, 2), 100.0 * number), 4, block, residuals, {"sigmas": sigma[None], "uuids": [1]})
+        assert torch.allclose(out, torch.full((1, 2, 2), 113.0 * number + 4))
+    assert len(computed) < 0.8 * 4 * 20
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_lora_under_a_cache_is_drawn_and_leaves_no_trace(method, model, cached):
+    key = "diffusion_model.blocks.2.mlp.fc2.weight"
+    patched = model.clone()
+    patched.add_patches({key: (torch.full_like(model.model.diffusion_model.blocks[2].mlp.fc2.weight, 0.05),)}, 1.0)
+    before, lora = sample(model), sample(patched)
+    assert (lora - before).abs().max() > 1e-2
+    fast = cached(patched, method, threshold=1.0)
+    drawn = sample(fast)
+    near, far = ((drawn - of).pow(2).mean() for of in (lora, sample(cached(model, method, threshold=1.0))))
+    assert near > 1e-12 and far > 1e-6
+    assert torch.equal(sample(fast), drawn)
+    assert torch.equal(sample(model), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pictures_of_a_batch_are_cached_as_if_alone(method, model, cached):
+    noise = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    fast = cached(model, method, threshold=1.0)
+    together = sample(fast, noise=noise)
+    for index in range(3):
+        alone = sample(fast, noise=noise[index : index + 1])
+        if method == "threshold":  # judges the batch as a whole
+            continue
+        assert (together[index] - alone[0]).abs().max() <= 1e-3 * together.abs().max()
+
+
 def test_nothing_is_cached_outside_of_the_window(model, cached):
     assert torch.equal(sample(model), sample(cached(model, "schedule", start=1.0)))
 
@@ -178,3 +276,51 @@ def test_impossible_settings_are_refused_in_words(model, cached):
         cached(model, "schedule", start=0.8, end=0.2)
     with pytest.raises(ValueError, match="first_blocks is 0, but the method threshold"):
         cached(model, "threshold", first=0)
+
+
+def test_the_hosts_torch_compile_finds_one_graph_and_keeps_it(model):
+    """A run of eight steps: no break anywhere, and no more than one graph for the first step and one for the others."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = model.clone()
+    set_torch_compile_wrapper(compiled, backend=backend)
+    drawn = sample(compiled)
+    breaks = dict(torch._dynamo.utils.counters["graph_break"])
+    torch._dynamo.reset()
+    plain = sample(model)
+    assert (drawn - plain).abs().max() <= 1e-4 * plain.abs().max()
+    assert breaks == {}
+    assert len(graphs) <= 2
+
+
+@pytest.mark.parametrize("method", [None, "balanced", "tgate"])
+def test_the_hosts_split_of_guidance_over_two_devices_draws_the_same(model, cached, method):
+    """The processor under two names stands for two cards: each half of guidance in its own thread and copy."""
+    if not hasattr(model, "deepclone_multigpu"):
+        pytest.skip("this ComfyUI has no multi-GPU copies")
+    whole = model if method is None else cached(model, method)
+    split = whole.clone()
+    copy = whole.deepclone_multigpu(torch.device("cpu", 0))
+    copy.is_multigpu_base_clone = True
+    split.set_additional_models("multigpu", [copy])
+    rows = {}
+    handles = [
+        part.model.diffusion_model.register_forward_hook(
+            lambda _, args, out, name=name: rows.setdefault(name, []).append(out.shape[0])
+        )
+        for name, part in (("first", whole), ("second", copy))
+    ]
+    drawn = sample(split)
+    for handle in handles:
+        handle.remove()
+    expected = sample(whole)
+    assert rows["first"][0] == rows["second"][0] == 1
+    assert (drawn - expected).abs().max() <= 1e-3 * expected.abs().max()

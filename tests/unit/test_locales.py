@@ -32,6 +32,7 @@ NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)*(?![\d])")
 PLACEHOLDER = re.compile(r"%\w+%")
 
 PAGES = {"en": "## Inputs", "zh": "## 输入"}
+GRAPHS = {"en": "## A minimal graph", "zh": "## 最小工作流"}
 
 
 def translation(language: str) -> dict[tuple[str, ...], str]:
@@ -139,7 +140,8 @@ def test_a_help_page_explains_every_input_and_output(node, language):
     page = (locales.DOCS / node.node_id / f"{language}.md").read_text(encoding="utf-8")
     labels = locales.read(language)[node.node_id]
     assert page.startswith(f"# {labels['display_name']}\n")
-    assert PAGES[language] in page
+    assert PAGES[language] in page and GRAPHS[language] in page
+    assert f"]({node.node_id}/node.png)" in page and (locales.DOCS / node.node_id / "node.png").is_file()
     rows = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     names = [entry.name for entry in node.inputs]
     assert rows[: len(names)] == names

@@ -140,6 +140,18 @@ def test_prompts_in_a_batch_are_encoded_as_each_alone(sigma):
     assert together.embeddings[0].abs().max() > 0.1
 
 
+def test_equal_prompts_of_a_batch_are_encoded_once(sigma):
+    calls, handle = watch(sigma.t5)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
+    together = sigma.encode(prompts)
+    handle.remove()
+    assert sum(kwargs["input_ids"].shape[0] for _, kwargs in calls) == 2
+    for index, prompt in enumerate(prompts):
+        alone = sigma.encode([prompt])
+        assert torch.allclose(together.embeddings[index, : alone.tokens[0]], alone.embeddings[0], atol=1e-5)
+    assert torch.equal(together.embeddings[0], together.embeddings[3])
+
+
 def test_no_padding_enters_the_text_encoder(sigma):
     calls, handle = watch(sigma.t5)
     sigma.encode([*PROMPTS, "a blue star"])

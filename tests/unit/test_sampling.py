@@ -12,12 +12,12 @@ from diffusers import (
     LCMScheduler,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
-    PixArtTransformer2DModel,
     SASolverScheduler,
 )
+from diffusers_twin import pipeline_latents, twin
 
 from pixart import sampling
-from pixart.checkpoint import load_transformer, open_checkpoint, to_diffusers
+from pixart.checkpoint import load_transformer, open_checkpoint
 from pixart.pipeline import BETAS
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "pixart-demo-sigma.safetensors"
@@ -32,50 +32,13 @@ def model():
 @pytest.fixture(scope="module")
 def peer(model):
     """The demo's weights in diffusers' own class."""
-    config = model.config
-    peer = PixArtTransformer2DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.head_dim,
-        num_layers=config.depth,
-        cross_attention_dim=config.hidden_size,
-        caption_channels=config.caption_channels,
-        sample_size=config.base_size * config.patch_size,
-        interpolation_scale=config.pe_interpolation,
-        use_additional_conditions=False,
-    )
-    state = to_diffusers(model.state_dict())
-    state.pop("caption_projection.y_embedding", None)
-    peer.load_state_dict(state)
-    return peer.eval().requires_grad_(False)
+    return twin(model)
 
 
 @pytest.fixture(scope="module")
 def captions(model):
     generator = torch.Generator().manual_seed(3)
     return torch.randn(2, 1, TOKENS, model.config.caption_channels, generator=generator)
-
-
-def run_pipeline(kind, peer, scheduler, captions, steps: int, cfg: float, **more) -> torch.Tensor:
-    """Latents of diffusers' pipeline from ``SEED``."""
-    pipe = kind(tokenizer=None, text_encoder=None, vae=None, transformer=peer, scheduler=scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    mask = torch.ones(1, TOKENS, dtype=torch.long)
-    return pipe(
-        prompt=None,
-        negative_prompt=None,
-        prompt_embeds=captions[0],
-        negative_prompt_embeds=captions[1],
-        prompt_attention_mask=mask,
-        negative_prompt_attention_mask=mask,
-        num_inference_steps=steps,
-        guidance_scale=cfg,
-        height=128,
-        width=128,
-        use_resolution_binning=False,
-        generator=torch.Generator().manual_seed(SEED),
-        output_type="latent",
-        **more,
-    ).images
 
 
 def first_noise() -> torch.Tensor:
@@ -122,7 +85,7 @@ def test_lcm_timesteps_of_the_first_code_differ_at_four_steps():
 
 @pytest.mark.parametrize("steps", [1, 4, 8])
 def test_lcm_draws_the_latents_of_diffusers_pipeline_from_the_same_seed(model, peer, captions, steps):
-    theirs = run_pipeline(PixArtSigmaPipeline, peer, LCMScheduler(**BETAS), captions, steps, cfg=1.0)
+    theirs = pipeline_latents(PixArtSigmaPipeline, peer, LCMScheduler(**BETAS), captions, steps, 1.0, SEED)
     sigmas = sampling.sigmas_at(sampling.few_step_timesteps("lcm", steps))
     x = start(sigmas)
     noise = sampling.noise_like(SEED, x)
@@ -172,8 +135,8 @@ def test_dmd_is_its_published_formula(model, captions):
 
 
 def test_dmd_draws_the_latents_of_diffusers_pipeline(model, peer, captions):
-    theirs = run_pipeline(
-        PixArtAlphaPipeline, peer, DDPMScheduler(**BETAS, clip_sample=False), captions, 1, 1.0, timesteps=[400]
+    theirs = pipeline_latents(
+        PixArtAlphaPipeline, peer, DDPMScheduler(**BETAS, clip_sample=False), captions, 1, 1.0, SEED, timesteps=[400]
     )
     sigmas = sampling.sigmas_at(sampling.few_step_timesteps("dmd", 1))
     x = start(sigmas)
@@ -193,7 +156,9 @@ def test_reference_timesteps_and_levels_are_those_of_diffusers(kind, steps):
 
 @pytest.mark.parametrize("steps", [5, 20])
 def test_dpm_solver_draws_the_latents_of_diffusers_pipeline(model, peer, captions, steps):
-    theirs = run_pipeline(PixArtSigmaPipeline, peer, DPMSolverMultistepScheduler(**BETAS), captions, steps, CFG)
+    theirs = pipeline_latents(
+        PixArtSigmaPipeline, peer, DPMSolverMultistepScheduler(**BETAS), captions, steps, CFG, SEED
+    )
     sigmas = sampling.reference_sigmas("dpm-solver++", steps)
     ours = sampling.dpm_solver(denoiser(model, captions, CFG), start(sigmas), sigmas)
     difference = (ours - theirs).abs().max().item()
@@ -203,7 +168,7 @@ def test_dpm_solver_draws_the_latents_of_diffusers_pipeline(model, peer, caption
 
 @pytest.mark.parametrize("steps", [5, 20])
 def test_sa_solver_draws_the_latents_of_diffusers_pipeline_from_the_same_seed(model, peer, captions, steps):
-    theirs = run_pipeline(PixArtSigmaPipeline, peer, SASolverScheduler(**BETAS), captions, steps, CFG)
+    theirs = pipeline_latents(PixArtSigmaPipeline, peer, SASolverScheduler(**BETAS), captions, steps, CFG, SEED)
     sigmas = sampling.reference_sigmas("sa-solver", steps)
     x = start(sigmas)
     ours = sampling.sa_solver(denoiser(model, captions, CFG), x, sigmas, sampling.noise_like(SEED, x))

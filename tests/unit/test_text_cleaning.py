@@ -3,12 +3,21 @@
 import builtins
 import json
 import random
+import re
+import time
 import warnings
 from pathlib import Path
 
 import pytest
 
-from pixart.text.cleaning import clean_caption, clean_prompt, cut_prompt_suffix
+from pixart.text.cleaning import (
+    _BEFORE_REPAIR,
+    MAX_CHARACTERS,
+    _substitute,
+    clean_caption,
+    clean_prompt,
+    cut_prompt_suffix,
+)
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "caption_clean_cases.json").read_text(encoding="utf-8"))
 
@@ -98,3 +107,37 @@ def test_prompt_suffix(text, prompt, ratio, size):
 def test_a_suffix_that_cannot_be_read_is_named(text):
     with pytest.raises(ValueError, match="wants height:width in positive whole numbers"):
         cut_prompt_suffix(text)
+
+
+@pytest.mark.parametrize("unit", ["a", ".a", " ", " .", "a.com.", "1.1x", "<b>", "&#1", "http://a.", "(", "a1"])
+def test_no_prompt_takes_long_to_clean(unit):
+    start = time.process_time()
+    clean_prompt((unit * MAX_CHARACTERS)[:MAX_CHARACTERS])
+    assert time.process_time() - start < 4
+
+
+@pytest.mark.parametrize("unit", ["a", " "])
+def test_a_run_in_which_nothing_is_found_is_gone_through_once(unit):
+    start = time.process_time()
+    _substitute("x" + unit * 60_000 + "x", _BEFORE_REPAIR)  # by its square: more than 10 seconds
+    assert time.process_time() - start < 4
+
+
+def test_a_prompt_too_long_to_be_cleaned_is_refused_with_its_length():
+    with pytest.raises(ValueError, match="The prompt has 5001 characters; at most 5000 are cleaned"):
+        clean_prompt("a" * 5001)
+
+
+@pytest.mark.parametrize("prompt", ["<![x]>", "a star <![foo bar]]>", "<![x["])
+def test_what_is_no_html_is_refused_in_a_sentence(prompt):
+    with pytest.raises(ValueError, match="something like HTML that cannot be read"):
+        clean_prompt(prompt)
+
+
+def test_rules_that_begin_at_a_runs_start_find_what_they_would_find_anywhere():
+    rng = random.Random(5)
+    for _ in range(3000):
+        text = "".join(rng.choices(["a", ".", " ", "\t", "png", ".png", ".jpg", "b.", "\n", "é"], k=rng.randrange(14)))
+        for anywhere, anchored in ((r"\S+\.(?:png|jpg)", r"(?<!\S)\S+\.(?:png|jpg)"),
+                                   (r"\s+\.\s+", r"(?<!\s)\s+\.\s+")):  # fmt: skip
+            assert re.sub(anywhere, "|", text) == re.sub(anchored, "|", text), text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import comfyui, environment
+from tools import comfyui, environment, front_end
 from tools import test as command
 from tools.workflow import WorkflowError, personalise
 
@@ -145,6 +145,43 @@ def test_paths_choose_suites_and_options_go_to_all_of_them():
     here = "tests/unit/test_tools.py::test_paths_choose_suites_and_options_go_to_all_of_them"
     assert command.split_arguments([str(ROOT / here), "-k", "paths"]) == ({"unit": [str(ROOT / here)]}, ["-k", "paths"])
     assert set(command.split_arguments(["-x"])[0]) == {"unit", "host", "browser"}
+
+
+def test_the_front_end_of_a_host_is_the_one_that_it_pins(tmp_path):
+    host = comfyui.Host(make_host(tmp_path / "host", "0.14.0"), "0.14.0")
+    (host.path / "requirements.txt").write_text(
+        "torch\ncomfyui-frontend-package==1.38.14\ncomfyui-workflow-templates\n"
+    )
+    assert front_end.pinned_version(host) == "1.38.14"
+    (host.path / "requirements.txt").write_text("comfyui-frontend-package\n")
+    with pytest.raises(environment.SetupError, match="names no version of comfyui-frontend-package"):
+        front_end.pinned_version(host)
+
+
+def test_the_browser_opens_the_newest_host_whole_and_the_oldest_in_part(tmp_path, monkeypatch):
+    hosts = [comfyui.Host(tmp_path / version, version) for version in ("0.33.0", "0.24.0", "0.14.0")]
+    runs = []
+
+    def note(python, paths, rest, env):
+        runs.append((env["COMFYUI_PATH"], list(rest)))
+        return command.Count(passed=len(runs))
+
+    def unreachable(host, python):
+        raise environment.SetupError("no network")
+
+    monkeypatch.setattr(command, "run_pytest", note)
+    monkeypatch.setattr(command, "find_browser", lambda: "/usr/bin/chromium")
+    monkeypatch.setattr(command, "own_front_end", lambda host, python: None)
+    outcomes = command.run_suite("browser", ["tests/browser"], ["-x"], Path(sys.executable), hosts)
+    assert runs == [(str(hosts[0].path), ["-x"]), (str(hosts[2].path), ["-m", "oldest", "-x"])]
+    assert outcomes == {
+        "browser, ComfyUI 0.33.0": command.Count(passed=1),
+        "browser, ComfyUI 0.14.0": command.Count(passed=2),
+    }
+    monkeypatch.setattr(command, "own_front_end", unreachable)
+    outcomes = command.run_suite("browser", ["tests/browser"], [], Path(sys.executable), hosts)
+    assert outcomes["browser, ComfyUI 0.14.0"] == "no network"
+    assert list(command.run_suite("browser", [], [], Path(sys.executable), hosts[:1])) == ["browser, ComfyUI 0.33.0"]
 
 
 def test_results_are_counted_from_a_real_report(tmp_path):

@@ -29,7 +29,7 @@ LEARNING_RATE = 8e-4
 PRACTICE_STEPS = 1200
 POOL = 600
 """Different hints: each is encoded once, and drawn in many colours."""
-FINISH_BLOCKS, FINISH_STEPS, FINISH_POOL = 3, 3000, 4000
+FINISH_BLOCKS, FINISH_STEPS, FINISH_POOL = 3, 2000, 1200
 GRID, GRID_SPREAD = (0.28, 0.5, 0.72), 0.05
 """Of the last stage: shares of the picture's sides at which hints stand, and how far beside."""
 

@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.utils import save_image
 
 from ...config import PixArtConfig
+from ...embeddings import pad_tokens
 from ...noise import NoiseSchedule
 from ...transformer import PixArtTransformer
 from ..initialise import initialise
@@ -239,11 +240,6 @@ def average_of(state: dict) -> dict[str, torch.Tensor]:
     """The average model's weights in the state that a stage has saved."""
     prefix = "average."
     return {name.removeprefix(prefix): value for name, value in state["ema"].items() if name.startswith(prefix)}
-
-
-def pad_tokens(tensor: torch.Tensor, length: int) -> torch.Tensor:
-    """(B, L, …) → (B, length, …), zeros after the end."""
-    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], length - tensor.shape[1], *tensor.shape[2:])], dim=1)
 
 
 def train(out: Path, seed: int, steps: int) -> None:

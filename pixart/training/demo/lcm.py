@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...checkpoint import load_transformer, open_checkpoint
+from ...embeddings import pad_tokens
 from ...sampling import LCM_GRID, boundary, lcm_timesteps
-from ...text.encoder import open_t5
-from ...text.provenance import CHECKPOINT_PREFIX, mark_t5
 from ...transformer import PixArtTransformer
+from ..extract import extract, extract_metadata
 from .captions import random_caption
-from .diffusion import CONFIG, NATIVE, WIDE, DiffusionTask, Phase, average_of, pad_tokens
-from .export import ENCODER, transformer_metadata, transformer_tensors, write_safetensors
+from .diffusion import CONFIG, NATIVE, WIDE, DiffusionTask, Phase, average_of
+from .export import TRANSFORMER, add_model, half, read_state
 from .latents import teacher_latents
 from .restore import published
 from .run import Resumable
@@ -35,7 +36,7 @@ SOLVER_STEPS = 5
 """Of the teacher, from the drawn timestep to the end."""
 
 
-FILE = "pixart-demo-lcm.safetensors"
+FILE, RANK = "pixart-demo-lcm-lora.safetensors", 32
 
 
 class LcmTask(DiffusionTask):
@@ -150,20 +151,19 @@ def train(out: Path, seed: int, steps: int) -> None:
 
 
 def export(out: Path, demo: Path) -> Path:
-    """Write the distilled model beside the published demo, whose T5 it names; its path.
+    """Write what the distilled model differs by from the published one as a LoRA beside it; its path.
 
-    Raises ValueError when the stage has not been run or the T5 is missing.
+    Raises ValueError when the stage has not been run or the published demo is missing.
     """
-    encoder = published(demo, ENCODER)
-    metadata = transformer_metadata() | {
-        "modelspec.title": "PixArt demo LCM",
-        "modelspec.description": "The PixArt demo distilled to draw in four steps without guidance.",
+    base = open_checkpoint(published(demo, TRANSFORMER))
+    tuned = PixArtTransformer(CONFIG)
+    tuned.load_state_dict(average_of(read_state(out, LcmTask.name)))
+    state, _ = extract(load_transformer(base), tuned, RANK)
+    metadata = extract_metadata(base, state, RANK, "PixArt demo LCM LoRA") | {
+        "modelspec.description": "Makes the PixArt demo draw in four steps without guidance.",
     }
-    path = demo / FILE
-    write_safetensors(
-        path, transformer_tensors(out, stage="lcm"), metadata | mark_t5(open_t5(encoder)).metadata(CHECKPOINT_PREFIX)
-    )
-    return path
+    add_model(demo, FILE, half(state), metadata, out, (LcmTask.name,))
+    return demo / FILE
 
 
 def main() -> None:
