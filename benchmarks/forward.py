@@ -113,8 +113,8 @@ def build(args: argparse.Namespace, model, x, t, caption, mask) -> tuple[dict[st
         try:
             if tree is None:
                 raise ValueError("it runs inside ComfyUI: name its folder with --comfyui or COMFYUI_PATH")
-            extra = peers.extramodels_model(args.extramodels, model, x)
-            forwards["ExtraModels"] = lambda: extra(x, t, caption)
+            beside = peers.extramodels_model(args.extramodels, model, x)
+            forwards["ExtraModels"] = lambda: beside(x, t, caption)
         except (ImportError, AttributeError, ValueError) as error:
             failed["ExtraModels"] = f"{type(error).__name__}: {error}"
     return forwards, failed

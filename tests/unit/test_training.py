@@ -626,7 +626,7 @@ def test_one_picture_and_an_unused_trigger_are_told_and_not_refused(base, folder
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "dora"}, "method must be one of lora, full, controlnet, not 'dora'"),
+        ({"method": "dora"}, "method must be one of lora, full, controlnet, compression, not 'dora'"),
         ({"rank": 0}, "rank must be 1 or more, not 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be above 0, not nan"),
         ({"caption_dropout": 1.0}, "caption_dropout must be from 0 to below 1"),
