@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from tools.comfyui import Host, read_host
 
 SCRIPT = Path(__file__).resolve().parents[1] / "harness" / "draw_latents.py"
-BATCH_TOLERANCE = 5e-5
+BATCH_TOLERANCE = 5e-4
 """Of a picture in a batch of four against the same alone, relative to the largest latent: products of matrices of
-other sizes add up in another order. Measured: 0, with a ControlNet 1.2e-5."""
+other sizes, and on another number of threads, add up in another order. Measured: 0 on one thread, 7.6e-5 on two, with a
+ControlNet."""
 HOST_TOLERANCE = 1e-5
 """Between versions of ComfyUI, relative to the largest latent. With one PyTorch on one machine they are equal bit for
 bit where they compute the same; this leaves room for a schedule computed in another order."""
