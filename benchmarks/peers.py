@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+for place in (ROOT, ROOT / "tests" / "harness"):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
 
-from pixart.checkpoint import to_diffusers  # noqa: E402
 from pixart.config import PixArtConfig  # noqa: E402
 from pixart.training.initialise import initialise  # noqa: E402
 from pixart.transformer import PixArtTransformer  # noqa: E402
@@ -38,23 +38,11 @@ def transformer(config: PixArtConfig, dtype: torch.dtype) -> PixArtTransformer:
 
 
 def diffusers_model(config: PixArtConfig, state: dict[str, torch.Tensor], dtype: torch.dtype):
-    from diffusers import PixArtTransformer2DModel
+    from diffusers_twin import twin_of
 
-    peer = PixArtTransformer2DModel(
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.head_dim,
-        num_layers=config.depth,
-        cross_attention_dim=config.hidden_size,
-        caption_channels=config.caption_channels,
-        sample_size=config.base_size * config.patch_size,
-        interpolation_scale=config.pe_interpolation,
-        use_additional_conditions=False,
-    )
-    state = to_diffusers(state)
-    state.pop("caption_projection.y_embedding", None)  # the null caption, for which the class has no place
-    peer.load_state_dict(state)
+    peer = twin_of(config, state)
     peer = peer if peer.dtype == dtype else peer.to(dtype)  # it warns of being cast, even to what it is
-    return peer.eval().requires_grad_(False)
+    return peer
 
 
 def diffusers_forward(peer, x, t, caption, mask) -> torch.Tensor:

@@ -6,12 +6,17 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from pixart.checkpoint import to_diffusers
+from pixart.config import PixArtConfig
 from pixart.transformer import PixArtTransformer
 
 
 def twin(model: PixArtTransformer) -> PixArtTransformer2DModel:
-    """A transformer without size conditioning in diffusers' class, which has no place for the null caption."""
-    config = model.config
+    """A transformer without size conditioning in diffusers' class."""
+    return twin_of(model.config, model.state_dict())
+
+
+def twin_of(config: PixArtConfig, state: dict[str, torch.Tensor]) -> PixArtTransformer2DModel:
+    """The same from weights under the original names; the class has no place for the null caption."""
     made = PixArtTransformer2DModel(
         num_attention_heads=config.num_heads,
         attention_head_dim=config.head_dim,
@@ -22,7 +27,7 @@ def twin(model: PixArtTransformer) -> PixArtTransformer2DModel:
         interpolation_scale=config.pe_interpolation,
         use_additional_conditions=False,
     )
-    state = to_diffusers(model.state_dict())
+    state = to_diffusers(state)
     state.pop("caption_projection.y_embedding", None)
     made.load_state_dict(state)
     return made.eval().requires_grad_(False)
