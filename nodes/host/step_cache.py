@@ -42,7 +42,7 @@ class RunCache:
     def __call__(self, x: torch.Tensor, depth: int, run, residuals, options: dict) -> torch.Tensor:
         """The transformer's blocks; see ``pixart.transformer.CACHE``."""
         sigma = float(options["sigmas"].max())
-        stream = (tuple(options.get("uuids", ())), tuple(x.shape), x.device)
+        stream = (tuple(options.get("uuids", ())), tuple(x.shape), x.device, patched_places(options))
         if self.blocks.settings.method == "tgate":
             return self.gated(x, depth, run, options, stream, sigma)
         if not self.is_inside(sigma):
@@ -90,6 +90,16 @@ class RunCache:
         computed, asked = self.blocks.computed, self.blocks.asked
         saved = 1 - computed / asked if asked else 0.0
         return f"{computed} of {asked} block computations; {saved:.0%} saved"
+
+
+def patched_places(options: dict) -> frozenset:
+    """Where other nodes stand in for blocks and attention. Guidance by perturbed attention or skipped layers asks twice
+    at a step for one condition, the second time with more such places: what comes of it is not to be mixed up.
+    """
+    replaced = options.get("patches_replace", {})
+    added = options.get("patches", {})
+    places = [(kind, place) for kind, known in replaced.items() for place in known]
+    return frozenset([*places, *((kind, len(known)) for kind, known in added.items())])
 
 
 def add_step_cache(patcher, settings: CacheSettings, start: float, end: float, node_id: str | None = None):

@@ -271,6 +271,25 @@ def test_a_copy_for_another_card_draws_the_same(model):
     assert torch.equal(sample(model), sample(copy))
 
 
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "tgate"])
+def test_perturbed_attention_guides_a_cached_run_as_it_does_a_plain_one(model, cached, method):
+    """Without a negative the second pass is of the same condition and size: it once took the first one's values."""
+    import comfy.sample
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    def drawn(patcher) -> torch.Tensor:
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+        return comfy.sample.sample(
+            patcher, noise, 12, 1.0, "euler", "normal", caption(9, 1), caption(2, 2), torch.zeros_like(noise), seed=3,
+            disable_pbar=True,
+        )  # fmt: skip
+
+    guided = PerturbedAttentionGuidance.execute(model, 3.0).args[0]
+    effect = drawn(guided) - drawn(model)
+    kept = drawn(cached(guided, method)) - drawn(cached(model, method))
+    assert (kept - effect).norm() <= 0.25 * effect.norm()
+
+
 def test_impossible_settings_are_refused_in_words(model, cached):
     with pytest.raises(ValueError, match="start_percent is 0.8 and end_percent 0.2"):
         cached(model, "schedule", start=0.8, end=0.2)
