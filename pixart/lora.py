@@ -38,6 +38,7 @@ One made for it could take longer than the universe has to be matched. PEFT itse
 """
 
 _PRODUCTS = ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2")
+_TEXT_OWNER = r"text_encoder(?:_\d)?\."
 _RAW_PEFT = re.compile(r"^(unet\.|transformer\.)?base_model\.model\.")
 
 
@@ -140,7 +141,7 @@ def _rows(shape: tuple[int, ...], parts: int) -> tuple[int, int]:
 
 def _belongs(adapter: Adapter, shape: tuple[int, ...]) -> bool:
     wanted, magnitude = _rows(shape, adapter.parts), adapter.magnitude
-    return shape_of(adapter) == wanted and (magnitude is None or magnitude.numel() in (wanted[0], shape[1]))
+    return shape_of(adapter) == wanted and (magnitude is None or magnitude.numel() in (wanted[0], *shape[1:2]))
 
 
 def _wrong_shape(contrary: list[tuple[Adapter, tuple[int, int]]], owner: str) -> str:
@@ -277,7 +278,8 @@ class _Scales:
     """What to multiply the product of factors by: alpha / rank, and alpha from the first of
 
     1. the file's own alpha tensor of the layer,
-    2. the safetensors metadata: diffusers' lora_adapter_metadata, lora_alpha, pixart_alpha, ss_network_alpha,
+    2. the safetensors metadata: diffusers' lora_adapter_metadata (which has one part for the transformer and one for
+       the text encoder), lora_alpha, pixart_alpha, ss_network_alpha,
     3. PEFT's adapter_config.json beside the file (use_rslora and alpha_pattern included),
     4. for PEFT's own names without that file, PEFT's default of 8, which PixArt's training scripts leave as it is,
     5. for all other names the rank, as diffusers and ComfyUI have it.
@@ -286,24 +288,26 @@ class _Scales:
     def __init__(self, metadata: Mapping[str, str], beside: tuple[dict[str, Any], str], raw_peft: bool):
         self.raw_peft = raw_peft
         self.used: Counter[str] = Counter()
-        self.config, self.place = beside
-        stated = _stated_config(metadata)
-        if stated:
-            self.config, self.place = stated
+        self.stated = {text: _stated_config(metadata, text) or beside for text in (False, True)}
 
-    def scale(self, layer: str, rank: int, alpha: torch.Tensor | None) -> float:
-        """layer: the stem in the file, which patterns of a configuration are matched against."""
+    def config(self, text: bool) -> tuple[dict[str, Any], str]:
+        """The configuration of the transformer's adapters or of T5's, and where it was found; empty for none."""
+        return self.stated[text]
+
+    def scale(self, layer: str, rank: int, alpha: torch.Tensor | None, text: bool) -> float:
+        """layer: the stem in the file, which patterns of a configuration are matched against. text: it is T5's."""
+        config, place = self.config(text)
         if alpha is not None:
             self.used["the alpha tensors in the file"] += 1
             if alpha.numel() != 1 or alpha.is_complex():
                 raise ValueError(f"{layer}: alpha has shape {list(alpha.shape)} of {alpha.dtype}, not one number.")
             return float(alpha) / rank
-        if self.config:
-            value = self.config.get("lora_alpha", self.config.get("alpha", PEFT_DEFAULT_ALPHA))
-            value = _by_pattern(self.config.get("alpha_pattern"), layer, value)
-            alpha_of_all = _number(value, self.place)
-            self.used[f"alpha {_short(value)} from {self.place}"] += 1
-            return alpha_of_all / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        if config:
+            value = config.get("lora_alpha", config.get("alpha", PEFT_DEFAULT_ALPHA))
+            value = _by_pattern(config.get("alpha_pattern"), layer, value)
+            alpha_of_all = _number(value, place)
+            self.used[f"alpha {_short(value)} from {place}"] += 1
+            return alpha_of_all / (math.sqrt(rank) if config.get("use_rslora") else rank)
         if self.raw_peft:
             self.used[
                 f"PEFT's default alpha {PEFT_DEFAULT_ALPHA}, for lack of its adapter_config.json beside the file"
@@ -316,8 +320,11 @@ class _Scales:
         return "; ".join(rule for rule, _ in self.used.most_common())
 
 
-def _stated_config(metadata: Mapping[str, str]) -> tuple[dict[str, Any], str] | None:
-    """A PEFT configuration, or its alpha alone, from the metadata of a safetensors file."""
+def _stated_config(metadata: Mapping[str, str], text: bool) -> tuple[dict[str, Any], str] | None:
+    """A PEFT configuration, or its alpha alone, from the metadata of a safetensors file.
+
+    text: the text encoder's, or the transformer's where it has none of its own.
+    """
     nested = metadata.get("lora_adapter_metadata")
     if nested:
         try:
@@ -326,10 +333,11 @@ def _stated_config(metadata: Mapping[str, str]) -> tuple[dict[str, Any], str] | 
             raise ValueError(f"lora_adapter_metadata in the file is not valid JSON ({str(error)[:120]}).") from error
         if not isinstance(content, dict):
             raise ValueError(f"lora_adapter_metadata in the file is a JSON {type(content).__name__}, not an object.")
-        config = {key.rpartition(".")[2]: value for key, value in content.items() if key.startswith("transformer.")}
-        config = config or {key: value for key, value in content.items() if "." not in key}
-        if "lora_alpha" in config:
-            return config, "lora_adapter_metadata in the file"
+        for owner in (_TEXT_OWNER, r"", r"transformer\.") if text else (r"transformer\.", r""):
+            named = ((re.fullmatch(rf"{owner}([^.]+)", key), value) for key, value in content.items())
+            config = {match[1]: value for match, value in named if match}
+            if "lora_alpha" in config:
+                return config, "lora_adapter_metadata in the file"
     for key in ("lora_alpha", "pixart_alpha", "ss_network_alpha"):
         if metadata.get(key) not in (None, "", "None"):
             return {"lora_alpha": _number(metadata[key], key)}, f"the metadata ({key})"
@@ -383,7 +391,7 @@ def _adapters(
     place = {"name": stem, "part": address.part, "parts": address.parts}
     main = {name: tensor for name, tensor in parts.items() if name.startswith(("lora_", "hada_", "lokr_"))}
     made: list[Adapter] = []
-    scale = 1.0
+    scale, (config, where) = 1.0, scales.config(address.text)
     if "unsupported" in parts:
         return [], [(stem, "OFT, GLoRA, IA³ and norm adapters are not read")]
     if main:
@@ -391,13 +399,13 @@ def _adapters(
         if kind is None:
             return [], [(stem, f"it is incomplete: only {', '.join(main)} is there")]
         if rank:
-            scale = scales.scale(stem, rank, parts.get("alpha"))
-        elif scales.config.get("peft_type") == "LOKR":
+            scale = scales.scale(stem, rank, parts.get("alpha"), address.text)
+        elif config.get("peft_type") == "LOKR":
             # PEFT scales a LoKr of two full factors too; LyCORIS does not.
-            rank_of_all = _number(scales.config.get("r", 8), scales.place)
+            rank_of_all = _number(config.get("r", 8), where)
             if rank_of_all < 1:
-                raise ValueError(f"The rank r in {scales.place} is {rank_of_all:g}; it must be 1 or more.")
-            scale = scales.scale(stem, int(rank_of_all), parts.get("alpha"))
+                raise ValueError(f"The rank r in {where} is {rank_of_all:g}; it must be 1 or more.")
+            scale = scales.scale(stem, int(rank_of_all), parts.get("alpha"), address.text)
             main["lokr_w1"] = main["lokr_w1"] * scale
         magnitude = _magnitude(parts.get("magnitude"), main.get("lora_up.weight"))
         made.append(

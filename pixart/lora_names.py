@@ -45,6 +45,7 @@ _DIALECTS = (
     (r"lycoris_", "LyCORIS (lycoris_…)"),
     (r"lora_unet_", "kohya-style (lora_unet_…)"),
     (r"lora_te\d?_|lora_t5_", "text encoder, kohya-style (lora_te_…)"),
+    (r"(text_encoders?(_\d)?|t5xxl|t5|te\d?)\.", "text encoder (text_encoder.…)"),
     (r"unet\.base_model\.model\.", "PEFT of PixArt's training scripts (unet.base_model.model.…)"),
     (r"(transformer\.)?base_model\.model\.", "PEFT (base_model.model.…)"),
     (r"transformer\.", "diffusers/PEFT (transformer.…)"),

@@ -291,6 +291,34 @@ def test_every_name_of_the_text_encoder_is_found(prefix, tmp_path):
     assert {adapter.scale for adapter in lora.text} == {0.5}
 
 
+@pytest.mark.parametrize(
+    ("told", "scales", "place"),
+    [
+        ({"transformer.lora_alpha": 8, "text_encoder.lora_alpha": 2}, (2.0, 0.5), "adapter"),
+        ({"text_encoder.lora_alpha": 2}, (1.0, 0.5), "alpha = rank"),
+        ({"transformer.lora_alpha": 8, "text_encoder.lora_alpha": 2, "text_encoder.use_rslora": True}, (2.0, 1.0), ""),
+        ({"transformer.lora_alpha": 8}, (2.0, 2.0), ""),
+    ],
+)
+def test_the_text_encoders_alpha_is_its_own_where_the_metadata_tells_two(told, scales, place, tmp_path):
+    shapes = {"transformer.transformer_blocks.0.attn1.to_q": (144, 144)}
+    shapes["text_encoder.encoder.block.0.layer.0.SelfAttention.q"] = (64, 32)
+    state = {f"{layer}.lora_A.weight": torch.ones(4, inner) for layer, (_, inner) in shapes.items()}
+    state |= {f"{layer}.lora_B.weight": torch.ones(outer, 4) for layer, (outer, _) in shapes.items()}
+    save_file(state, tmp_path / "two.safetensors", metadata={"lora_adapter_metadata": json.dumps(told)})
+    lora = open_lora(tmp_path / "two.safetensors")
+    assert (lora.transformer[0].scale, lora.text[0].scale) == scales
+    assert place in lora.scale_rule
+
+
+def test_a_magnitude_on_a_norm_is_refused_in_words(tmp_path):
+    layer = "blocks.0.attn.q_norm"
+    state = {f"{layer}.lora_up.weight": torch.ones(144, 2), f"{layer}.lora_down.weight": torch.ones(2, 1)}
+    save_file(state | {f"{layer}.dora_scale": torch.ones(7, 1)}, tmp_path / "norm.safetensors")
+    with pytest.raises(ValueError, match="another shape"):
+        fit(open_lora(tmp_path / "norm.safetensors").transformer, {f"{layer}.weight": (144,)}, "PixArt model")
+
+
 def test_strength_is_a_factor_and_below_zero_takes_away(tmp_path):
     tiny_file("lora_onetrainer_legacy_sigma_r16", tmp_path / "l.safetensors")
     reference = tiny_diffusers()
