@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..__main__ import DEMO, DTYPES, LORA_HELP, fail, lora_argument
 from ..guidance import NONE, STATIC
-from ..sampling import DIFFUSERS, DPM_SOLVER, FEW_STEP_METHODS, ORIGINAL, REFERENCE_METHODS
+from ..sampling import DIFFUSERS, DPM_SOLVER, FEW_STEP_METHODS, FLASH, LCM, ORIGINAL, REFERENCE_METHODS
 from .judges import NAMES as JUDGES
 
 PROMPTS = DEMO / "prompts.csv"
@@ -76,6 +76,14 @@ class Processes:
             self.state.destroy_process_group()
 
 
+def unusual(args: argparse.Namespace) -> tuple[str, ...]:
+    """Files beside the checkpoint, and the number type, where they are not this command's own choice."""
+    options = parser()
+    chosen = {option: getattr(args, option) for option in ("t5", "vae", "tokenizer", "dtype")}
+    changed = {option: value for option, value in chosen.items() if value != options.get_default(option)}
+    return tuple(value if option == "dtype" else f"{option} {value.name}" for option, value in changed.items())
+
+
 def evaluate(args: argparse.Namespace) -> str:
     """Draw what is missing; a table of the outcome, or "" in all processes but the first."""
     import torch
@@ -89,7 +97,8 @@ def evaluate(args: argparse.Namespace) -> str:
 
     prompts = choose(read_prompts(args.prompts), args.category, args.limit)
     few = args.method in FEW_STEP_METHODS
-    steps = args.steps or (20 if not few else 4 if args.method in ("lcm", "flash") else 1)
+    usual = 20 if not few else 4 if args.method in (LCM, FLASH) else 1
+    steps = usual if args.steps is None else args.steps
     recipe = Recipe(args.method, steps, (1.0 if few else 4.5) if args.cfg is None else args.cfg, source=args.timesteps)
     recipe.sigmas()
     judge = named(args.judge)
@@ -109,7 +118,8 @@ def evaluate(args: argparse.Namespace) -> str:
     height, width = args.height or native, args.width or native
     if min(height, width) < PIXELS or height % PIXELS or width % PIXELS:
         raise ValueError(f"A picture of {width} x {height} is not possible: both sides must be multiples of 8.")
-    settings = Settings(name, recipe, height, width, args.negative, args.threshold, args.percentile)
+    others = unusual(args)
+    settings = Settings(name, recipe, height, width, args.negative, args.threshold, args.percentile, others)
     run = Run(pipeline, settings, args.out, judge)
     processes.wait()
     run.draw(prompts, args.seed, processes.rank, processes.count)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..plain_text import read_text
+
 SUFFIXES = (".csv", ".tsv", ".json", ".txt")
 
 PROMPT_NAMES = ("prompt", "prompts", "caption", "text")
@@ -44,26 +46,33 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """Every prompt of a file.
 
     CSV and TSV need a header with a column "prompt" or "prompts"; "category" and "seed" are read too. JSON is a list
-    of texts or of objects with such keys, or an object of lists by category. TXT has a prompt a line; a line that
-    begins with # names the category of those after it. Raises ValueError when it is none of these.
+    of texts or of objects with such keys, one such object, or an object of lists by category. TXT has a prompt a line;
+    a line that begins with # names the category of those after it. The text is UTF-8, or UTF-16 that says so.
+
+    Raises ValueError when it is none of these, and for a table whose quotation marks are not in pairs: rows would be
+    lost between them.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path.name} is no prompt file: its name must end in {', '.join(SUFFIXES)}.")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path.name} is larger than {MAX_BYTES >> 20} MiB, which no file of prompts is.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not text in UTF-8 ({error}): save it as UTF-8.") from error
+    text = read_text(path)
     reader = {".csv": csv_rows, ".tsv": tsv_rows, ".json": json_rows, ".txt": text_rows}[path.suffix.lower()]
     try:
-        rows = ((" ".join(words.split()), *rest) for words, *rest in reader(text, path.name))
+        rows = ((one_line(words), one_line(category), seed) for words, category, seed in reader(text, path.name))
         prompts = [Prompt(index, *row) for index, row in enumerate(row for row in rows if row[0])]
     except csv.Error as error:
-        raise ValueError(f"{path.name} is no table that can be read ({error}).") from error
+        raise ValueError(
+            f"{path.name} is no table that can be read ({error}). A prompt with a comma or a quotation mark stands in "
+            'quotation marks, and each within it is written twice: "a ""red"" cat".'
+        ) from error
     check_sizes(prompts, path.name)
     return prompts
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def check_sizes(prompts: Sequence[Prompt], name: str) -> None:
@@ -98,8 +107,8 @@ def choose(prompts: Iterable[Prompt], category: str = "", limit: int = 0) -> lis
 Row = tuple[str, str, int | None]
 
 
-def csv_rows(text: str, name: str, delimiter: str = ",") -> list[Row]:
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+def csv_rows(text: str, name: str, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> list[Row]:
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     columns = {(column or "").strip().lower(): column for column in table.fieldnames or ()}
     prompt = next((columns[known] for known in PROMPT_NAMES if known in columns), None)
     if prompt is None:
@@ -112,7 +121,7 @@ def csv_rows(text: str, name: str, delimiter: str = ",") -> list[Row]:
     return [
         (
             row[prompt] or "",
-            (row[category] or "").strip() if category else "",
+            (row[category] or "") if category else "",
             whole(row[seed], f"{name}, line {table.line_num}") if seed else None,
         )
         for row in table
@@ -120,7 +129,11 @@ def csv_rows(text: str, name: str, delimiter: str = ",") -> list[Row]:
 
 
 def tsv_rows(text: str, name: str) -> list[Row]:
-    return csv_rows(text, name, delimiter="\t")
+    """Spreadsheets quote a prompt that holds a quotation mark; published sets quote none, and take it as it is."""
+    try:
+        return csv_rows(text, name, "\t")
+    except csv.Error:
+        return csv_rows(text, name, "\t", csv.QUOTE_NONE)
 
 
 def json_rows(text: str, name: str) -> list[Row]:
@@ -128,6 +141,9 @@ def json_rows(text: str, name: str) -> list[Row]:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is no JSON: {error}.") from error
+    if isinstance(data, dict) and not any(isinstance(value, list | dict) for value in data.values()):
+        if any(str(key).lower() in PROMPT_NAMES for key in data):
+            data = [data]
     if isinstance(data, dict):
         data = [
             {"category": category, **(entry if isinstance(entry, dict) else {"prompt": entry})}
@@ -147,7 +163,7 @@ def json_row(entry: object, where: str) -> Row:
         prompt = next((values[known] for known in PROMPT_NAMES if known in values), None)
         category = next((values[known] for known in CATEGORY_NAMES if known in values), "")
         if isinstance(prompt, str):
-            return prompt, str(category or "").strip(), whole(values.get("seed"), where)
+            return prompt, str(category or ""), whole(values.get("seed"), where)
     raise ValueError(f"{where} is neither a text nor an object with a “prompt”.")
 
 

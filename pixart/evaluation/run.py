@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..guidance import NONE, threshold
 from ..pipeline import PIXELS, PixArtPipeline
+from ..sampling import DIFFUSERS, FLASH, LCM
 from ..sampling_transformer import Recipe, draw
 from .judges import Judge
 from .prompts import Prompt
@@ -36,7 +37,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a picture depends on beside its prompt and seed. name: what is written as the model."""
+    """All that a picture depends on beside its prompt and seed.
+
+    name: what is written as the model. others: of text encoder, autoencoder and number type, what is not usual.
+    """
 
     name: str
     recipe: Recipe
@@ -45,6 +49,7 @@ class Settings:
     negative: str = ""
     threshold: str = NONE
     percentile: float = 99.5
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         recipe = self.recipe
@@ -55,8 +60,11 @@ class Settings:
             f"cfg {recipe.cfg:g}",
             f"{self.width} x {self.height}",
         ]
+        if recipe.method in (LCM, FLASH) and recipe.source != DIFFUSERS:
+            parts.append(f"{recipe.source} timesteps")
+        parts += self.others
         if self.negative:
-            parts.append(f"without “{self.negative}”")
+            parts.append(f"without “{' '.join(self.negative.split())}”")  # a row of the table is one line
         if self.threshold != NONE:
             parts.append(f"{self.threshold} threshold {self.percentile:g}")
         return ", ".join(parts)

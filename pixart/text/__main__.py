@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..__main__ import DTYPES, fail
+from ..plain_text import read_text
 from .captions import MAX_PROMPT, MAX_TOKENS, Caption, load_caption, save_caption
 from .cleaning import clean_prompt
 from .tokens import SIGMA_TOKENS, Tokenizer, encode_prompt
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         description="Encode the prompts of a text file with T5, into caption files for the node PixArt Load Caption "
         "and for python -m pixart --caption. Every line is a prompt; empty lines are left out.",
     )
-    p.add_argument("prompts", type=Path, metavar="PROMPTS.txt", help="UTF-8 text, one prompt a line")
+    p.add_argument("prompts", type=Path, metavar="PROMPTS.txt", help="a text file, one prompt a line")
     p.add_argument("--t5", type=Path, required=True, metavar="FILE", help="a T5 v1.1 encoder, file or folder")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the captions")
     p.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model, for a T5 file that has none inside")
@@ -58,15 +59,11 @@ def parser() -> argparse.ArgumentParser:
 def read_prompts(path: Path) -> list[tuple[int, str]]:
     """(line number from 1, prompt) for every line that is not empty.
 
-    Raises ValueError when the file is no UTF-8 text, has no prompt, or one that is too long to be one.
+    Raises ValueError when the file is no text, has no prompt, or one that is too long to be one.
     """
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes, more than {MAX_BYTES}: split it.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text (see byte {error.start}): save it as UTF-8.") from error
-    prompts = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    prompts = [(number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]
     if not prompts:
         raise ValueError(f"{path} holds no prompt: write one on every line.")
     for number, line in prompts:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..plain_text import read_text
 from ..resolution import trained_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -89,10 +90,7 @@ def read_caption(picture: Path) -> str:
         return ""
     if (size := file.stat().st_size) > MAX_CAPTION:
         raise ValueError(f"{file} has {size} bytes, more than a caption's {MAX_CAPTION}. Shorten it, or take it away.")
-    try:
-        return " ".join(file.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text ({error}). Save it again as UTF-8.") from error
+    return " ".join(read_text(file).split())
 
 
 def read_picture(file: Path) -> torch.Tensor:

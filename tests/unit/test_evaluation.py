@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pixart.evaluation.__main__ import main
+from pixart.evaluation.__main__ import main, parser, unusual
 from pixart.evaluation.judges import named, scene_of
 from pixart.evaluation.prompts import Prompt, choose, read_prompts
 from pixart.evaluation.results import Result, append, by_category, read_table, recorded, write_table
+from pixart.evaluation.run import Settings
 from pixart.evaluation.sheet import Entry, draw_sheet
+from pixart.sampling_transformer import Recipe
 from pixart.training.demo import captions
 from pixart.training.demo.drawing import draw, place
 
@@ -50,6 +52,43 @@ def test_prompts_and_categories_are_read_from_every_layout(tmp_path, name, text)
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        (
+            "a.csv",
+            'prompt,category\n"a ""red"" cat, and",x\nthe "blue" one,y\n',
+            ['a "red" cat, and', 'the "blue" one'],
+        ),
+        ("a.tsv", 'Prompt\tCategory\n"a ""red"" cat"\tx\nb\ty\n', ['a "red" cat', "b"]),
+        ("a.tsv", 'Prompt\tCategory\n"Exit" sign\tx\nb\ty\n', ['"Exit" sign', "b"]),
+        ("a.tsv", 'Prompt\tCategory\n"Oh no!\tx\nb\ty\nsay "hi"\tz\n', ['"Oh no!', "b", 'say "hi"']),
+    ],
+)
+def test_quotation_marks_in_prompts_swallow_nothing(tmp_path, name, text, found):
+    (tmp_path / name).write_text(text)
+    assert [prompt.text for prompt in read_prompts(tmp_path / name)] == found
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_prompt_file_may_be_in_what_windows_writes(tmp_path, encoding, end):
+    for name, lines in {"a.txt": ["# Tiere", "ein Käfer", "二"], "a.csv": ["prompt", "ein Käfer", "二"]}.items():
+        text = ("\ufeff" if encoding == "utf-16-be" else "") + end.join(lines) + end
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        assert [prompt.text for prompt in read_prompts(tmp_path / name)] == ["ein Käfer", "二"]
+
+
+def test_one_object_with_a_prompt_is_one_prompt(tmp_path):
+    (tmp_path / "a.json").write_text('{"Prompt": "a cat", "category": "cats", "seed": 4}')
+    assert read_prompts(tmp_path / "a.json") == [Prompt(0, "a cat", "cats", 4)]
+
+
+def test_a_category_is_one_line_as_a_prompt_is(tmp_path):
+    (tmp_path / "a.json").write_text('[{"prompt": "a\\n cat", "category": "two\\nlines"}]')
+    assert read_prompts(tmp_path / "a.json") == [Prompt(0, "a cat", "two lines")]
+
+
 def test_a_seed_is_the_files_own_or_follows_from_the_place_in_the_file(tmp_path):
     (tmp_path / "seeds.csv").write_text("prompt,seed,category\none,,a\ntwo,77,b\nthree,,b\n")
     prompts = read_prompts(tmp_path / "seeds.csv")
@@ -63,6 +102,9 @@ def test_a_seed_is_the_files_own_or_follows_from_the_place_in_the_file(tmp_path)
     [
         ("words.csv", "sentence,kind\nA cat,x\n", "columns 'sentence', 'kind'.*“prompt”"),
         ("empty.txt", "# only a heading\n", "holds no prompt"),
+        ("open.csv", 'prompt,category\n"a cat,x\nb,y\n', "unexpected end of data.*written twice"),
+        ("bare.csv", 'prompt,category\n"Exit" sign,x\n', "expected after.*written twice"),
+        ("latin.csv", "prompt\n\udce9\n", "no UTF-8 text .see byte 7.: save it as UTF-8"),
         ("odd.json", '[{"prompt": 3}]', "entry 1"),
         ("odd.json", "{", "no JSON"),
         ("odd.json", '"text"', "holds a str"),
@@ -71,7 +113,7 @@ def test_a_seed_is_the_files_own_or_follows_from_the_place_in_the_file(tmp_path)
     ],
 )
 def test_what_is_no_prompt_file_is_refused_with_the_remedy(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / name)
 
@@ -170,6 +212,33 @@ def test_a_folder_of_other_settings_or_prompts_is_refused(whole, capsys):
     assert "2 steps" in (told := capsys.readouterr().err) and "choose another folder" in told
     assert main(["--out", str(whole), *QUICK, "--seed", "5"]) == 2
     assert "the prompts or the seed have changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (("--dtype", "bf16"), "bf16"),
+        (("--t5", "other/t5.safetensors"), "t5 t5.safetensors"),
+        (("--vae", "other/vae"), "vae vae"),
+        (("--method", "lcm", "--timesteps", "original"), "original timesteps"),
+        (("--negative", "no\nred"), "without “no red”"),
+    ],
+)
+def test_whatever_changes_a_picture_is_among_the_settings_of_its_run(changed, told):
+    """A run that goes on compares them, so that one folder never holds pictures of two."""
+
+    def settings(*options: str) -> str:
+        args = parser().parse_args(["--out", "x", *options])
+        recipe = Recipe(args.method, 2, 1.0, source=args.timesteps)
+        return str(Settings("m", recipe, 8, 8, args.negative, others=unusual(args)))
+
+    assert told in settings(*changed) and told not in settings(*changed[:2] if len(changed) > 2 else ())
+    assert "\n" not in settings(*changed)
+
+
+def test_no_steps_at_all_are_refused(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), "--steps", "0"]) == 2
+    assert "steps is 0" in capsys.readouterr().err
 
 
 def test_rows_of_several_tables_are_joined_and_counted_by_category(tmp_path):
