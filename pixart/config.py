@@ -7,6 +7,10 @@ from dataclasses import dataclass
 ALPHA = "alpha"
 SIGMA = "sigma"
 
+SHAPE = ("hidden_size", "depth", "num_heads", "patch_size", "in_channels", "out_channels", "mlp_hidden_size",
+         "caption_channels", "micro_condition")  # fmt: skip
+"""What a model and its fine-tune agree in. The rest, a file in another dialect may not tell."""
+
 
 @dataclass(frozen=True)
 class PixArtConfig:
@@ -59,6 +63,11 @@ class PixArtConfig:
     def kv_ratio(self, block: int) -> int:
         """Side of the windows that a block's own convolution makes one key and value of; 1 for none."""
         return self.kv_ratios[block] if block < len(self.kv_ratios) else 1
+
+    def other_shape(self, tuned: PixArtConfig) -> str:
+        """Where a fine-tune's shape is not this one's, such as "depth 20 instead of 28"; "" where it fits."""
+        pairs = ((name, getattr(tuned, name), getattr(self, name)) for name in SHAPE)
+        return ", ".join(f"{name} {theirs} instead of {ours}" for name, theirs, ours in pairs if theirs != ours)
 
     @property
     def head_dim(self) -> int:

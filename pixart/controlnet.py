@@ -41,11 +41,22 @@ class ControlNetConfig:
 
     @classmethod
     def of_base(cls, base: PixArtConfig, copied_blocks: int) -> ControlNetConfig:
-        """For a ControlNet that is to be trained on a base. Raises ValueError when it has too few blocks."""
+        """For a ControlNet that is to be trained on a base.
+
+        Raises ValueError when it has too few blocks, or some with layers that a copy has not.
+        """
         if not 1 <= copied_blocks < base.depth:
             raise ValueError(
                 f"{copied_blocks} blocks cannot be copied: the base has {base.depth}, of which the first is never "
                 f"copied to. Choose 1 to {base.depth - 1}."
+            )
+        if base.qk_norm:
+            raise ValueError("The base has qk_norm, which no PixArt ControlNet has: choose another base.")
+        whole = next((index for index in range(base.depth) if base.kv_ratio(index) > 1), base.depth)
+        if copied_blocks > whole:
+            raise ValueError(
+                f"{copied_blocks} blocks cannot be copied: from block {whole} on the base compresses keys and values, "
+                f"which no PixArt ControlNet does. Choose at most {whole} blocks, or the base without compression."
             )
         return cls(
             copied_blocks, base.hidden_size, base.num_heads, base.mlp_hidden_size, base.family, base.micro_condition

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 
 import torch
@@ -14,10 +13,6 @@ from .model import pixart_model
 from .patches import TABLE, BaseWeights, patched
 
 log = logging.getLogger(__name__)
-
-SHAPE = ("hidden_size", "depth", "num_heads", "patch_size", "in_channels", "out_channels", "mlp_hidden_size",
-         "caption_channels", "micro_condition")  # fmt: skip
-"""What base and fine-tune must agree in; the size and family that a file cannot tell are the base's."""
 
 NULL_CAPTION = "y_embedder.y_embedding"
 """Not trained by anybody, and not read by the transformer."""
@@ -49,11 +44,9 @@ def load_dreambooth(model, path: str, strength: float):
 
 
 def check_same_shape(base, fine) -> None:
-    ours, theirs = dataclasses.asdict(base.config), dataclasses.asdict(fine.config)
-    if wrong := [name for name in SHAPE if ours[name] != theirs[name]]:
-        listed = ", ".join(f"{name} {theirs[name]} instead of {ours[name]}" for name in wrong)
+    if wrong := base.config.other_shape(fine.config):
         raise ValueError(
-            f"{fine.path.name} is no fine-tune of {base.name}: it has {listed}. Choose the checkpoint that it was "
+            f"{fine.path.name} is no fine-tune of {base.name}: it has {wrong}. Choose the checkpoint that it was "
             "trained from as the model, or open it by itself with PixArt Load Checkpoint."
         )
     if base.config.null_caption and fine.config.null_caption and base.config.family != fine.config.family:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...pixart.checkpoint.files import is_index
 from ...pixart.names import leads_out
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
@@ -73,7 +74,7 @@ def model_folders(kinds: tuple[str, ...]) -> dict[str, str]:
             if folder == root:
                 continue
             is_pipeline = "model_index.json" in files
-            if is_pipeline or "config.json" in files or any(file.endswith(".index.json") for file in files):
+            if is_pipeline or "config.json" in files or any(map(is_index, files)):
                 below.clear()  # what lies inside is a part of this model
                 if not is_pipeline or os.path.isdir(os.path.join(folder, PARTS.get(kinds, ""))):
                     found.setdefault(os.path.relpath(folder, root), folder)

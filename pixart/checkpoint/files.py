@@ -45,6 +45,7 @@ _TORCH_ERRORS = (
     RuntimeError, KeyError, EOFError, TypeError, AttributeError, IndexError, UnicodeDecodeError, OverflowError,
     AssertionError, MemoryError, struct.error,
 )  # fmt: skip
+_INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
 
@@ -259,6 +260,11 @@ def _read_shards(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], l
     return tensors, metadata, notes
 
 
+def is_index(name: str) -> bool:
+    """Whether a file is called as an index of shards is, of a variant too: model.safetensors.index.fp16.json."""
+    return _INDEX.search(name) is not None
+
+
 def shard_note(path: Path) -> str | None:
     """A sentence for a file that is one shard of a set, to explain why most of its weights are missing."""
     match = _SHARD.search(path.name)
@@ -274,7 +280,7 @@ def _find_in_folder(path: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    candidates = [file for file in files if file.name.endswith(".index.json")] or [
+    candidates = [file for file in files if is_index(file.name)] or [
         file for file in files if file.suffix in _WEIGHT_SUFFIXES
     ]
     if not candidates:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import torch
 
-from ..checkpoint.files import read_weights, shard_note
+from ..checkpoint.files import is_index, read_weights, shard_note
 from .foreign import REMEDY
 from .gguf_state import MAGIC, GgufState, read_gguf
 from .layout import TOKENIZER, T5Config, detect_t5, encoder_names
@@ -135,9 +135,11 @@ def _find_in_folder(path: Path) -> Path:
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name
-    weights = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".gguf", ".bin"))
-    if len(weights) == 1:
-        return weights[0]
+    files = sorted(folder.iterdir())
+    weights = [file for file in files if file.suffix in (".safetensors", ".gguf", ".bin")]
+    for some in (weights, [file for file in files if is_index(file.name)]):
+        if len(some) == 1:
+            return some[0]
     found = ", ".join(file.name for file in weights[:4]) or "no file of weights"
     raise ValueError(
         f"In {folder.name} there should be {_FOLDER_FILES[1]}, {_FOLDER_FILES[0]} or pytorch_model.bin, but there is "

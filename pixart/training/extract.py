@@ -16,7 +16,7 @@ import torch
 
 from ..__main__ import fail
 from ..checkpoint import load_transformer, open_checkpoint
-from ..checkpoint.keys import diffusers_names
+from ..checkpoint.keys import diffusers_names, list_names
 from ..transformer import PixArtTransformer
 from .adapters import PREFIX
 from .writing import SOFTWARE, Base, lora_metadata, write_safetensors
@@ -41,12 +41,14 @@ def extract(base: PixArtTransformer, tuned: PixArtTransformer, rank: int) -> tup
     """
     if rank < 1:
         raise ValueError(f"rank must be 1 or more, not {rank}.")
-    if base.config != tuned.config:
-        raise ValueError(
-            f"The two checkpoints are not of one model: the base is {base.config}, the other {tuned.config}."
-        )
+    if wrong := base.config.other_shape(tuned.config):
+        raise ValueError(f"The two checkpoints are not of one model: the other has {wrong}.")
     linear = {f"{name}.weight" for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
     before = dict(base.named_parameters())
+    if added := [name for name, _ in tuned.named_parameters() if name not in before]:
+        raise ValueError(
+            f"The two checkpoints are not of one model: the other holds {list_names(added)}, which the base lacks."
+        )
     state: dict[str, torch.Tensor] = {}
     total = kept = 0.0
     for name, after in tuned.named_parameters():

@@ -132,7 +132,13 @@ def write_shards(folder, state: dict[str, torch.Tensor]):
 
 def test_shards_are_joined_from_their_index_or_their_folder(tmp_path):
     index = write_shards(tmp_path, to_diffusers(tiny_state()))
-    for path in (index, tmp_path):
+    for name in ("", "diffusion_pytorch_model.safetensors.index.fp16.json", "renamed.safetensors.index.json"):
+        index = index.rename(tmp_path / name) if name else index
+        assert_shards_are_read(index, tmp_path)
+
+
+def assert_shards_are_read(*paths):
+    for path in paths:
         checkpoint = open_checkpoint(path)
         assert_same(checkpoint.state_dict, tiny_state())
         assert checkpoint.dialect == "diffusers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,11 @@ def test_one_hint_serves_a_batch_and_a_hint_of_another_size_is_refused():
 def test_too_many_copies_are_refused():
     with pytest.raises(ValueError, match="4 blocks cannot be copied: the base has 4"):
         ControlNetConfig.of_base(SMALL, 4)
+    with pytest.raises(ValueError, match="from block 2 on the base compresses.*at most 2 blocks"):
+        ControlNetConfig.of_base(replace(SMALL, kv_ratios=(1, 1, 2, 2)), 3)
+    assert ControlNetConfig.of_base(replace(SMALL, kv_ratios=(1, 1, 2, 2)), 2).copied_blocks == 2
+    with pytest.raises(ValueError, match="qk_norm"):
+        ControlNetConfig.of_base(replace(SMALL, qk_norm=True), 2)
 
 
 def test_edges_are_one_pixel_lines_where_colours_meet():

@@ -115,6 +115,20 @@ def test_a_lora_and_its_strength_on_the_command_line():
         lora_argument("a.safetensors=much")
 
 
+def test_a_tuned_checkpoint_without_the_null_caption_is_of_one_model_still():
+    """As diffusers saves it. What else a file cannot tell, such as the native size, does not count either."""
+    other = PixArtTransformer(dataclasses.replace(CONFIG, null_caption=False, base_size=16))
+    other.load_state_dict(tuned(RANK).state_dict(), strict=False)
+    state, lost = extract(model(), other, RANK)
+    assert lost < 1e-6 and state
+
+
+def test_a_checkpoint_with_more_layers_is_refused_in_words():
+    more = PixArtTransformer(dataclasses.replace(CONFIG, kv_ratios=(2,) * CONFIG.depth))
+    with pytest.raises(ValueError, match=r"holds blocks\.0\.attn\.sr\.weight.*which the base lacks"):
+        extract(model(), more, RANK)
+
+
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path, capsys):
     other = dataclasses.replace(CONFIG, depth=1)
     save_file(state_dict_to_save(model().state_dict(), CONFIG), tmp_path / "base.safetensors")

@@ -104,6 +104,9 @@ class TestForms:
     def test_a_folder_of_bin_shards(self, encoder, expected, tmp_path):
         save_bin_shards(encoder.state_dict(), tmp_path)
         assert (features(tmp_path) - expected).abs().max() <= 1e-6
+        index = tmp_path / "pytorch_model.bin.index.json"
+        index.rename(tmp_path / "pytorch_model.bin.index.fp16.json")  # a variant's
+        assert (features(tmp_path) - expected).abs().max() <= 1e-6
 
     def test_a_pipeline_folder_brings_its_tokenizer(self, encoder, expected, tmp_path):
         encoder.save_pretrained(tmp_path / "text_encoder")
