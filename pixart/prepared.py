@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .workspace import Workspace
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedCaption:
@@ -96,7 +98,8 @@ class SamplingRun:
     most = 8
     """Batches of captions to remember: more than the parts of a picture that are usually prompted apart."""
 
-    def __init__(self):
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
         self.known: list[tuple[object, torch.Tensor, torch.Tensor | None, PreparedCaption]] = []
         self.copies: list[tuple[object, PreparedCaption, PreparedCaption]] = []
         self.grids: dict = {}

@@ -16,6 +16,7 @@ from torch import nn
 
 from .attention import (
     GATE,
+    WORKSPACE,
     Attention,
     CrossAttention,
     SelfAttention,
@@ -28,6 +29,7 @@ from .compression import COMPRESSION, GRID
 from .config import PixArtConfig
 from .embeddings import CaptionEmbedder, Mlp, PatchEmbed, ScalarEmbedder, position_grid
 from .prepared import PreparedCaption, different_rows, longest
+from .workspace import Workspace
 
 LAYER_NORM_EPS = 1e-6
 
@@ -96,7 +98,7 @@ class Block(nn.Module):
         x = torch.addcmul(x, gate_msa, self.attn(narrow(normed, t0.dtype), transformer_options))
         x = accumulate(x, self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options, keys_values))
         normed = modulated_norm(self.norm2, x, shift_mlp, scale_mlp)
-        return accumulate(x, self.mlp(narrow(normed, t0.dtype)), gate_mlp)
+        return accumulate(x, self.mlp(narrow(normed, t0.dtype), transformer_options.get(WORKSPACE)), gate_mlp)
 
 
 class FinalLayer(nn.Module):
@@ -326,6 +328,11 @@ residuals, options) → x."""
 
 BLOCK_KEYS = ("double_block", "single_block", "block")
 """The names under which nodes and packs replace a block of a DiT; PixArt has one kind, which answers to all."""
+
+
+def run_options(prepared: PreparedCaption) -> dict:
+    """``transformer_options`` for a run of its own over one batch of captions: what is to be kept from step to step."""
+    return {PREPARED: prepared, GRIDS: {}, WORKSPACE: Workspace()}
 
 
 def first_wishes(options: dict) -> tuple:
