@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pixart.attention import WORKSPACE
 from pixart.config import PixArtConfig
 from pixart.controlnet import COPIES
-from pixart.prepared import SamplingRun
+from pixart.prepared import PREPARED, SamplingRun
 from pixart.training.initialise import initialise
 from pixart.training.initialise_controlnet import first_controlnet
-from pixart.transformer import FIRST, GRIDS, PREPARED, PixArtTransformer
+from pixart.transformer import FIRST, GRIDS, PixArtTransformer
 from pixart.workspace import Workspace
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .compression import COMPRESSION, CONV, GRID, NORM_EPS, KVCompression, compress, spread
+from .prepared import PREPARED, Span
 from .workspace import NARROW, WIDE, Workspace, linear
 
 Attention = Callable[..., torch.Tensor]
@@ -137,18 +138,43 @@ class CrossAttention(nn.Module):
         elif is_patched("attn2", transformer_options):
             keys_values = keys_values.clone()  # a patch may write into what it is given
         k, v = keys_values.chunk(2, dim=-1)  # (B, L, D) each
-        out = patched_attention(self, "attn2", q, k, v, bias, transformer_options)
+        spans = spans_for(bias, transformer_options)
+        if spans is None:
+            out = patched_attention(self, "attn2", q, k, v, bias, transformer_options)
+        else:
+            out = self.attend_in_spans(q, k, v, spans, transformer_options)
         if gate is None:
-            return linear(self.proj, out, workspace, NARROW)
+            return linear(self.proj, out, workspace, WIDE)  # the other slot than q's
         out = self.proj(out)
         gate.keep(index, out)
         return out
 
+    def attend_in_spans(self, q, k, v, spans: tuple[Span, ...], transformer_options: dict) -> torch.Tensor:
+        """Each row to its own caption's tokens, with no mask, and none of the padding; written over q."""
+        for start, end, length in spans:
+            rows, keys, values = q[start:end], k[start:end, :length], v[start:end, :length]
+            q[start:end] = self.attention(rows, keys, values, self.num_heads, transformer_options=transformer_options)
+        return q
+
+
+def spans_for(bias: torch.Tensor | None, transformer_options: dict) -> tuple[Span, ...] | None:
+    """The spans of the captions whose padding this very bias masks; None where more than the kernel sees them."""
+    prepared = transformer_options.get(PREPARED)
+    if prepared is None or prepared.spans is None or prepared.bias is not bias:
+        return None
+    if is_seen("attn2", transformer_options, output=True) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return prepared.spans
+
+
+def is_seen(name: str, transformer_options: dict, output: bool = False) -> bool:
+    """Whether more than the host's kernel sees what attention ``name`` is given, and may keep it."""
+    return is_patched(name, transformer_options, output) or "optimized_attention_override" in transformer_options
+
 
 def workspace_for(name: str, transformer_options: dict) -> Workspace | None:
     """The run's workspace; None where more than the kernel sees queries, keys and values, and may keep them."""
-    is_seen = is_patched(name, transformer_options) or "optimized_attention_override" in transformer_options
-    return None if is_seen else transformer_options.get(WORKSPACE)
+    return None if is_seen(name, transformer_options) else transformer_options.get(WORKSPACE)
 
 
 def is_patched(name: str, transformer_options: dict, output: bool = False) -> bool:

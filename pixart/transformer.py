@@ -28,7 +28,7 @@ from .attention import (
 from .compression import COMPRESSION, GRID
 from .config import PixArtConfig
 from .embeddings import CaptionEmbedder, Mlp, PatchEmbed, ScalarEmbedder, position_grid
-from .prepared import PreparedCaption, different_rows, longest
+from .prepared import PREPARED, PreparedCaption, different_rows, longest, spans
 from .workspace import Workspace
 
 LAYER_NORM_EPS = 1e-6
@@ -270,8 +270,10 @@ class PixArtTransformer(nn.Module):
         embedding = self.y_embedder(caption[firsts, :used])  # (U, L', D)
         keys_values = tuple(block.cross_attn.kv_linear(embedding) for block in self.blocks)  # (U, L', 2D)
         rows = None if len(firsts) == len(likes) else torch.tensor(likes, device=caption.device)
-        bias = None if mask is None or bool(mask.all()) else caption_bias(mask, embedding.dtype)
-        return PreparedCaption(caption, embedding[likes], embedding, keys_values, rows, bias)
+        if mask is None or bool(mask.all()):
+            return PreparedCaption(caption, embedding[likes], embedding, keys_values, rows, None)
+        bias = caption_bias(mask, embedding.dtype)
+        return PreparedCaption(caption, embedding[likes], embedding, keys_values, rows, bias, spans(mask))
 
     def position_grid(self, rows: int, columns: int, like: torch.Tensor, known: dict | None = None) -> torch.Tensor:
         """The position embedding (N, D) of a grid of tokens, from ``known`` where it was computed before."""
@@ -312,9 +314,6 @@ class PixArtTransformer(nn.Module):
         x = x.reshape(x.shape[0], rows, columns, patch, patch, -1)
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
-
-PREPARED = "pixart_caption"
-"""Where ``transformer_options`` holds a ``PreparedCaption``."""
 
 GRIDS = "pixart_grids"
 """Where ``transformer_options`` holds a dict for the position grids of a sampling run, by rows and columns."""

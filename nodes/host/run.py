@@ -11,8 +11,8 @@ from comfy.patcher_extension import WrappersMP
 
 from ...pixart.attention import WORKSPACE
 from ...pixart.controlnet import COPIES
-from ...pixart.prepared import SamplingRun
-from ...pixart.transformer import FIRST, GRIDS, PREPARED
+from ...pixart.prepared import PREPARED, SamplingRun
+from ...pixart.transformer import FIRST, GRIDS
 from . import compat
 
 log = logging.getLogger(__name__)
