@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from forward import DTYPES, measure  # noqa: E402
 from peers import size_config, transformer  # noqa: E402
 
-from pixart.transformer import GRIDS, PREPARED  # noqa: E402
+from pixart.transformer import run_options  # noqa: E402
 
 
 @torch.inference_mode()
@@ -45,7 +45,7 @@ def main() -> int:
         x = torch.randn(args.batch, 4, pixels // 8, pixels // 8).to(device, dtype)
         caption = torch.randn(args.batch, args.tokens, 4096).to(device, dtype)
         t = torch.full((1,), 500.0, device=device).expand(args.batch)
-        known = {PREPARED: model.prepare_caption(caption), GRIDS: {}}
+        known = run_options(model.prepare_caption(caption))
         plain = model(x, t, caption, transformer_options=known)  # from here on the grid is known too
         started = time.perf_counter()
         out = fast(x, t, caption, transformer_options=known)

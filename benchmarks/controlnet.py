@@ -20,12 +20,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pixart.attention import WORKSPACE
 from pixart.config import PixArtConfig
 from pixart.controlnet import COPIES
-from pixart.prepared import SamplingRun
+from pixart.prepared import PREPARED, SamplingRun
 from pixart.training.initialise import initialise
 from pixart.training.initialise_controlnet import first_controlnet
-from pixart.transformer import FIRST, GRIDS, PREPARED, PixArtTransformer
+from pixart.transformer import FIRST, GRIDS, PixArtTransformer
+from pixart.workspace import Workspace
 
 
 def timed(function) -> float:
@@ -51,10 +53,10 @@ def main() -> None:
     x, hint = torch.randn(args.batch, 4, side, side), torch.randn(1, 4, side, side)
     t = torch.full((1,), 500.0).expand(args.batch)
     caption = torch.randn(args.batch, args.tokens, 4096)
-    run = SamplingRun()
+    run = SamplingRun(Workspace())
     prepared = run.caption(base, caption, None, torch.float32, None)
     blocks = [part.copied_block for part in control.controlnet]
-    known = {PREPARED: prepared, GRIDS: run.grids}
+    known = {PREPARED: prepared, GRIDS: run.grids, WORKSPACE: run.workspace}
     shared = {**known, FIRST: run.first, COPIES: lambda prepared: run.for_copies(blocks, prepared, None)}
 
     def forward(options: dict, of_control: dict | None = None) -> torch.Tensor:

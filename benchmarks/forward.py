@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from peers import Forward, size_config, transformer  # noqa: E402
 
 from pixart.config import PixArtConfig  # noqa: E402
-from pixart.transformer import GRIDS, PREPARED  # noqa: E402
+from pixart.transformer import run_options  # noqa: E402
 
 SIZES = (256, 512, 1024)
 TOKENS = (300,)
@@ -98,7 +98,7 @@ def measure(forwards: dict[str, Forward], rounds: int, device: torch.device) -> 
 
 def build(args: argparse.Namespace, model, x, t, caption, mask) -> tuple[dict[str, Forward], dict[str, str]]:
     """Everyone's forward, and of those that cannot be built, why."""
-    known = {PREPARED: model.prepare_caption(caption, mask), GRIDS: {}}
+    known = run_options(model.prepare_caption(caption, mask))
     forwards: dict[str, Forward] = {OURS: lambda: model(x, t, caption, mask)}
     forwards["prepared"] = lambda: model(x, t, caption, mask, transformer_options=known)
     diffusers = peers.diffusers_model(model.config, model.state_dict(), x.dtype).to(x.device)

@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from forward import DTYPES, forward_flops, measure  # noqa: E402
 from peers import size_config, transformer  # noqa: E402
 
-from pixart.transformer import GRIDS, PREPARED  # noqa: E402
+from pixart.transformer import run_options  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def forward(case: Case, dtype: torch.dtype, device: torch.device):
     x = torch.randn(case.batch, 4, case.pixels // 8, case.pixels // 8).to(device, dtype)
     caption = torch.randn(case.batch, case.tokens, 4096).to(device, dtype)
     t = torch.full((1,), 500.0, device=device).expand(case.batch)
-    known = {PREPARED: model.prepare_caption(caption), GRIDS: {}}
+    known = run_options(model.prepare_caption(caption))
     return lambda: model(x, t, caption, transformer_options=known)
 
 

@@ -12,11 +12,16 @@ import torch
 from torch import nn
 
 from .compression import COMPRESSION, CONV, GRID, NORM_EPS, KVCompression, compress, spread
+from .prepared import PREPARED, Span
+from .workspace import NARROW, WIDE, Workspace, linear
 
 Attention = Callable[..., torch.Tensor]
 
 GATE = "pixart_gate"
 """Where ``transformer_options`` holds a ``CrossAttentionGate``."""
+
+WORKSPACE = "pixart_workspace"
+"""Where ``transformer_options`` holds the ``Workspace`` of a sampling run."""
 
 
 def sdpa(q, k, v, heads: int, mask=None, transformer_options=None) -> torch.Tensor:
@@ -75,11 +80,13 @@ class SelfAttention(nn.Module):
             self.k_norm = operations.LayerNorm(hidden_size, eps=NORM_EPS, **factory)
 
     def forward(self, x: torch.Tensor, transformer_options: dict) -> torch.Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, D) each
+        workspace = workspace_for("attn1", transformer_options)
+        q, k, v = linear(self.qkv, x, workspace, WIDE).chunk(3, dim=-1)  # (B, N, D) each
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         k, v = self.compress(k, v, transformer_options)  # (B, M, D) each
-        return self.proj(patched_attention(self, "attn1", q, k, v, None, transformer_options))
+        out = patched_attention(self, "attn1", q, k, v, None, transformer_options)
+        return linear(self.proj, out, workspace, NARROW)
 
     def compress(self, k: torch.Tensor, v: torch.Tensor, options: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values as ``options`` wish for this block, else as the block was trained.
@@ -124,16 +131,50 @@ class CrossAttention(nn.Module):
         frozen = None if gate is None else gate.get(index)
         if frozen is not None:
             return frozen
-        q = self.q_linear(x)
+        workspace = workspace_for("attn2", transformer_options)
+        q = linear(self.q_linear, x, workspace, NARROW)
         if keys_values is None:
             keys_values = self.kv_linear(caption)
         elif is_patched("attn2", transformer_options):
             keys_values = keys_values.clone()  # a patch may write into what it is given
         k, v = keys_values.chunk(2, dim=-1)  # (B, L, D) each
-        out = self.proj(patched_attention(self, "attn2", q, k, v, bias, transformer_options))
-        if gate is not None:
-            gate.keep(index, out)
+        spans = spans_for(bias, transformer_options)
+        if spans is None:
+            out = patched_attention(self, "attn2", q, k, v, bias, transformer_options)
+        else:
+            out = self.attend_in_spans(q, k, v, spans, transformer_options)
+        if gate is None:
+            return linear(self.proj, out, workspace, WIDE)  # the other slot than q's
+        out = self.proj(out)
+        gate.keep(index, out)
         return out
+
+    def attend_in_spans(self, q, k, v, spans: tuple[Span, ...], transformer_options: dict) -> torch.Tensor:
+        """Each row to its own caption's tokens, with no mask, and none of the padding; written over q."""
+        for start, end, length in spans:
+            rows, keys, values = q[start:end], k[start:end, :length], v[start:end, :length]
+            q[start:end] = self.attention(rows, keys, values, self.num_heads, transformer_options=transformer_options)
+        return q
+
+
+def spans_for(bias: torch.Tensor | None, transformer_options: dict) -> tuple[Span, ...] | None:
+    """The spans of the captions whose padding this very bias masks; None where more than the kernel sees them."""
+    prepared = transformer_options.get(PREPARED)
+    if prepared is None or prepared.spans is None or prepared.bias is not bias:
+        return None
+    if is_seen("attn2", transformer_options, output=True) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return prepared.spans
+
+
+def is_seen(name: str, transformer_options: dict, output: bool = False) -> bool:
+    """Whether more than the host's kernel sees what attention ``name`` is given, and may keep it."""
+    return is_patched(name, transformer_options, output) or "optimized_attention_override" in transformer_options
+
+
+def workspace_for(name: str, transformer_options: dict) -> Workspace | None:
+    """The run's workspace; None where more than the kernel sees queries, keys and values, and may keep them."""
+    return None if is_seen(name, transformer_options) else transformer_options.get(WORKSPACE)
 
 
 def is_patched(name: str, transformer_options: dict, output: bool = False) -> bool:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from .workspace import NARROW, WIDE, Workspace, linear
+
 
 def sincos_1d(positions: torch.Tensor, dim: int) -> torch.Tensor:
     """Sine and cosine features of ``positions`` (N,), float64 → (N, dim): ``[sin | cos]``."""
@@ -98,11 +100,13 @@ class Mlp(nn.Module):
         self.fc1 = operations.Linear(in_size, hidden_size, dtype=dtype, device=device)
         self.fc2 = operations.Linear(hidden_size, out_size, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.fc1(x)  # (B, N, hidden_size), four times as wide as all else
+    def forward(self, x: torch.Tensor, workspace: Workspace | None = None) -> torch.Tensor:
+        """(B, N, in_size) → (B, N, out_size); written into the workspace where there is one."""
+        hidden = linear(self.fc1, x, workspace, WIDE)  # (B, N, hidden_size), four times as wide as all else
         if hidden.requires_grad:
             return self.fc2(nn.functional.gelu(hidden, approximate="tanh"))
-        return self.fc2(torch.ops.aten.gelu_(hidden, approximate="tanh"))  # in place: no second one to be allocated
+        hidden = torch.ops.aten.gelu_(hidden, approximate="tanh")  # in place: no second one to be allocated
+        return linear(self.fc2, hidden, workspace, NARROW)
 
 
 class CaptionEmbedder(nn.Module):

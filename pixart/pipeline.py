@@ -29,7 +29,7 @@ from .text.captions import load_caption
 from .text.encoder import load_transformers_t5, open_t5
 from .text.provenance import T5Mark, check_t5, expected_t5
 from .text.tokens import Tokenizer
-from .transformer import GRIDS, PREPARED, PixArtTransformer
+from .transformer import PixArtTransformer, run_options
 
 PIXELS = 8
 """Pixels of a picture to one latent pixel, along either side."""
@@ -353,7 +353,7 @@ class PixArtPipeline:
             aspect_ratio = size[:, :1] / size[:, 1:]
 
         prepared = self.transformer.prepare_caption(embeddings, mask)
-        options = {PREPARED: prepared, GRIDS: {}}
+        options = run_options(prepared)
         scheduler = official_scheduler(steps) if sigmas is None else sigma_scheduler(sigmas)
         x = noise if sigmas is None else first_noise(noise, scheduler.sigmas[0])
         for t in tqdm(scheduler.timesteps, desc="Sampling", disable=None if progress else True):

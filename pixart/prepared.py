@@ -7,6 +7,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .workspace import Workspace
+
+PREPARED = "pixart_caption"
+"""Where ``transformer_options`` holds a ``PreparedCaption``."""
+
+Span = tuple[int, int, int]
+"""First row, row after the last, and the number of tokens that each of these captions has."""
+
+MOST_SPANS = 4
+LEAST_PADDING = 32
+"""Tokens of padding in the mean caption below which one call with a mask is quicker than several without."""
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedCaption:
@@ -19,6 +31,7 @@ class PreparedCaption:
     keys_values: of each block, (U, L', 2D).
     rows: which of the U captions each row of the batch has, (B,); None where U is B.
     bias: from ``caption_bias``; None where every token of every caption counts.
+    spans: from ``spans``; None where the bias is the better way.
     """
 
     source: torch.Tensor
@@ -27,6 +40,7 @@ class PreparedCaption:
     keys_values: tuple[torch.Tensor, ...]
     rows: torch.Tensor | None
     bias: torch.Tensor | None
+    spans: tuple[Span, ...] | None = None
 
     def for_block(self, index: int) -> torch.Tensor:
         """Keys and values (B, L', 2D) of one block."""
@@ -72,6 +86,24 @@ def longest(mask: torch.Tensor | None, length: int) -> int:
     return int(counts[-1]) + 1 if len(counts) else 1
 
 
+def spans(mask: torch.Tensor) -> tuple[Span, ...] | None:
+    """Neighbouring captions of one length, so that each attends to its own tokens alone; for a mask (B, L).
+
+    None where that does not pay, or where tokens are left out in the midst of a caption. Waits for the device.
+    """
+    keep = (mask != 0).cpu()
+    lengths = keep.sum(dim=1).tolist()
+    batch, longest = keep.shape
+    if min(lengths) == 0 or batch * longest - sum(lengths) < LEAST_PADDING * batch:
+        return None
+    if any(not bool(row[:length].all()) for row, length in zip(keep, lengths, strict=True)):
+        return None
+    starts = [row for row in range(batch) if row == 0 or lengths[row] != lengths[row - 1]]
+    if len(starts) > MOST_SPANS:
+        return None
+    return tuple((start, end, lengths[start]) for start, end in zip(starts, [*starts[1:], batch], strict=True))
+
+
 def different_rows(caption: torch.Tensor) -> tuple[list[int], list[int]]:
     """(rows that stand for the different captions, for each row the number of its like among them)."""
     firsts: list[int] = []
@@ -96,7 +128,8 @@ class SamplingRun:
     most = 8
     """Batches of captions to remember: more than the parts of a picture that are usually prompted apart."""
 
-    def __init__(self):
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
         self.known: list[tuple[object, torch.Tensor, torch.Tensor | None, PreparedCaption]] = []
         self.copies: list[tuple[object, PreparedCaption, PreparedCaption]] = []
         self.grids: dict = {}

@@ -16,6 +16,7 @@ from torch import nn
 
 from .attention import (
     GATE,
+    WORKSPACE,
     Attention,
     CrossAttention,
     SelfAttention,
@@ -27,7 +28,8 @@ from .attention import (
 from .compression import COMPRESSION, GRID
 from .config import PixArtConfig
 from .embeddings import CaptionEmbedder, Mlp, PatchEmbed, ScalarEmbedder, position_grid
-from .prepared import PreparedCaption, different_rows, longest
+from .prepared import PREPARED, PreparedCaption, different_rows, longest, spans
+from .workspace import Workspace
 
 LAYER_NORM_EPS = 1e-6
 
@@ -96,7 +98,7 @@ class Block(nn.Module):
         x = torch.addcmul(x, gate_msa, self.attn(narrow(normed, t0.dtype), transformer_options))
         x = accumulate(x, self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options, keys_values))
         normed = modulated_norm(self.norm2, x, shift_mlp, scale_mlp)
-        return accumulate(x, self.mlp(narrow(normed, t0.dtype)), gate_mlp)
+        return accumulate(x, self.mlp(narrow(normed, t0.dtype), transformer_options.get(WORKSPACE)), gate_mlp)
 
 
 class FinalLayer(nn.Module):
@@ -268,8 +270,10 @@ class PixArtTransformer(nn.Module):
         embedding = self.y_embedder(caption[firsts, :used])  # (U, L', D)
         keys_values = tuple(block.cross_attn.kv_linear(embedding) for block in self.blocks)  # (U, L', 2D)
         rows = None if len(firsts) == len(likes) else torch.tensor(likes, device=caption.device)
-        bias = None if mask is None or bool(mask.all()) else caption_bias(mask, embedding.dtype)
-        return PreparedCaption(caption, embedding[likes], embedding, keys_values, rows, bias)
+        if mask is None or bool(mask.all()):
+            return PreparedCaption(caption, embedding[likes], embedding, keys_values, rows, None)
+        bias = caption_bias(mask, embedding.dtype)
+        return PreparedCaption(caption, embedding[likes], embedding, keys_values, rows, bias, spans(mask))
 
     def position_grid(self, rows: int, columns: int, like: torch.Tensor, known: dict | None = None) -> torch.Tensor:
         """The position embedding (N, D) of a grid of tokens, from ``known`` where it was computed before."""
@@ -311,9 +315,6 @@ class PixArtTransformer(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-PREPARED = "pixart_caption"
-"""Where ``transformer_options`` holds a ``PreparedCaption``."""
-
 GRIDS = "pixart_grids"
 """Where ``transformer_options`` holds a dict for the position grids of a sampling run, by rows and columns."""
 
@@ -326,6 +327,11 @@ residuals, options) → x."""
 
 BLOCK_KEYS = ("double_block", "single_block", "block")
 """The names under which nodes and packs replace a block of a DiT; PixArt has one kind, which answers to all."""
+
+
+def run_options(prepared: PreparedCaption) -> dict:
+    """``transformer_options`` for a run of its own over one batch of captions: what is to be kept from step to step."""
+    return {PREPARED: prepared, GRIDS: {}, WORKSPACE: Workspace()}
 
 
 def first_wishes(options: dict) -> tuple:

@@ -8,10 +8,13 @@ import comfy.cli_args
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
 from comfy.quant_ops import QUANT_ALGOS
+
+from ...pixart.workspace import Workspace
 
 
 def is_dynamic(patcher) -> bool:
@@ -80,6 +83,12 @@ def weights_in_use(patcher) -> tuple:
 def loaded_weights(model) -> object:
     """Changes when the host loads or unloads a model, with the patches it then has in its weights."""
     return getattr(model, "current_weight_patches_uuid", None)
+
+
+def workspace() -> Workspace:
+    """For layers as this host makes them; interrupted where its own layers are."""
+    linear = comfy.ops.disable_weight_init.Linear
+    return Workspace((torch.nn.Linear, linear), getattr(comfy.ops, "run_every_op", lambda: None))
 
 
 def host_version() -> str:

@@ -9,9 +9,10 @@ import comfy.model_patcher
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ...pixart.attention import WORKSPACE
 from ...pixart.controlnet import COPIES
-from ...pixart.prepared import SamplingRun
-from ...pixart.transformer import FIRST, GRIDS, PREPARED
+from ...pixart.prepared import PREPARED, SamplingRun
+from ...pixart.transformer import FIRST, GRIDS
 from . import compat
 
 log = logging.getLogger(__name__)
@@ -53,13 +54,13 @@ class RunState:
         """
         transformer = model.diffusion_model
         dtype = model.get_dtype_inference()
-        known = self.of.setdefault(id(model), SamplingRun())
+        known = self.of.setdefault(id(model), SamplingRun(compat.workspace()))
         caption = comfy.model_management.cast_to_device(caption, x.device, caption.dtype)
         mask = None if mask is None else mask.to(x.device)
         layers = [transformer.y_embedder.y_proj.fc1, *key_layers(transformer.blocks)]
         weights = (dtype, identities(layers), compat.weights_in_use(getattr(model, "current_patcher", None)))
         prepared = known.caption(transformer, caption, mask, dtype, weights)
-        options = {**options, PREPARED: prepared, GRIDS: known.grids}
+        options = {**options, PREPARED: prepared, GRIDS: known.grids, WORKSPACE: known.workspace}
         return prepared.source, options | ({FIRST: known.first} if known.first else {})
 
     def prepare_control(self, model, network, x, caption, mask, options: dict) -> tuple[torch.Tensor, dict]:

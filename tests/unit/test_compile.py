@@ -10,7 +10,7 @@ import torch
 from pixart.compression import COMPRESSION, KVCompression
 from pixart.config import PixArtConfig
 from pixart.training.initialise import initialise
-from pixart.transformer import GRIDS, PREPARED, PixArtTransformer
+from pixart.transformer import PixArtTransformer, run_options
 
 CONFIG = PixArtConfig(
     hidden_size=144, depth=3, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
@@ -64,7 +64,7 @@ def inputs(model) -> dict:
 def test_a_forward_is_one_graph(model, graphs, kind):
     given, options = inputs(model), {}
     if kind == "prepared":
-        options = {PREPARED: model.prepare_caption(given["caption"], given["caption_mask"]), GRIDS: {}}
+        options = run_options(model.prepare_caption(given["caption"], given["caption_mask"]))
     elif kind == "compressed":
         options = {COMPRESSION: KVCompression("average", 2, 1, 2)}
     elif kind == "controlled":
@@ -88,6 +88,6 @@ def test_a_block_is_one_graph_and_serves_every_step(model, graphs):
         block.forward = compiled(block.forward, graphs)
     for t, expected in zip((900.0, 500.0, 20.0), plain, strict=True):
         given["timesteps"] = torch.tensor([t]).expand(2)
-        out = model(**given, transformer_options={PREPARED: prepared, GRIDS: {}})
+        out = model(**given, transformer_options=run_options(prepared))
         assert (out - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert len(graphs) == CONFIG.depth
