@@ -2,17 +2,14 @@
 
 The wish lies in the clone's ``transformer_options``, never on the model that all clones share, and needs no weights
 of its own: two MODELs of one checkpoint, with and without, are sampled side by side in any weight type, offloaded or
-not.
+not. ``run`` tells the estimates of memory while a run lasts.
 """
 
 from __future__ import annotations
 
-from comfy.patcher_extension import WrappersMP
-
 from ...pixart.checkpoint.detect import list_blocks
 from ...pixart.compression import COMPRESSION, CONV, KVCompression
 from ...pixart.config import PixArtConfig
-from .memory import active_compression
 from .model import pixart_model
 
 
@@ -29,19 +26,7 @@ def compressed(patcher, chosen: KVCompression):
         )
     clone = patcher.clone()
     clone.model_options["transformer_options"][COMPRESSION] = chosen
-    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, COMPRESSION)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, COMPRESSION, announce)
     return clone, describe(config, chosen)
-
-
-def announce(executor, *args, **kwargs):
-    """OUTER_SAMPLE: the run's estimates of memory know of the compression, until it ends."""
-    options = executor.class_obj.model_options["transformer_options"]
-    token = active_compression.set(options.get(COMPRESSION))
-    try:
-        return executor(*args, **kwargs)
-    finally:
-        active_compression.reset(token)
 
 
 def describe(config: PixArtConfig, chosen: KVCompression) -> str:

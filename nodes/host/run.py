@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.model_patcher
@@ -10,10 +12,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...pixart.attention import WORKSPACE
+from ...pixart.compression import COMPRESSION
 from ...pixart.controlnet import COPIES
 from ...pixart.prepared import PREPARED, SamplingRun
 from ...pixart.transformer import FIRST, GRIDS
-from . import compat
+from . import compat, memory
 
 log = logging.getLogger(__name__)
 
@@ -84,16 +87,27 @@ def identities(layers) -> tuple[int, ...]:
     return tuple(id(layer.weight) for layer in layers)
 
 
-def start(executor, *args, **kwargs):
-    """OUTER_SAMPLE: a state for this run in a copy of its options, which end with the run however it ends."""
-    guider = executor.class_obj
+@contextmanager
+def options_of_run(guider) -> Iterator[dict]:
+    """The ``transformer_options`` of this run: a copy, which ends with the run however it ends."""
     before = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(before)
-    guider.model_options["transformer_options"][STATE] = RunState(getattr(guider, "model_patcher", None))
     try:
-        return executor(*args, **kwargs)
+        yield guider.model_options["transformer_options"]
     finally:
         guider.model_options = before
+
+
+def start(executor, *args, **kwargs):
+    """OUTER_SAMPLE: a state for this run, whose estimates of memory know of the MODEL's compression."""
+    guider = executor.class_obj
+    with options_of_run(guider) as options:
+        options[STATE] = RunState(getattr(guider, "model_patcher", None))
+        token = memory.active_compression.set(options.get(COMPRESSION))
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            memory.active_compression.reset(token)
 
 
 def attach(patcher) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import comfy.model_patcher
 import torch
 from comfy.patcher_extension import WrappersMP
 
@@ -13,6 +12,7 @@ from ...pixart.caching import BlockCache, CacheSettings, CrossAttentionGate
 from ...pixart.transformer import CACHE
 from .messages import say
 from .model import pixart_model
+from .run import options_of_run
 
 log = logging.getLogger(__name__)
 
@@ -113,16 +113,13 @@ def add_step_cache(patcher, settings: CacheSettings, start: float, end: float, n
     window = (sampling.percent_to_sigma(start), sampling.percent_to_sigma(end))
 
     def outer(executor, noise, latent, sampler, sigmas, *args, **kwargs):
-        guider = executor.class_obj
-        before = guider.model_options
         gate = float(sigmas[min(round(settings.gate * (len(sigmas) - 1)), len(sigmas) - 1)])
         cache = RunCache(settings, window, gate, sigmas)
-        guider.model_options = comfy.model_patcher.create_model_options_clone(before)
-        guider.model_options["transformer_options"][CACHE] = cache
         try:
-            return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+            with options_of_run(executor.class_obj) as options:
+                options[CACHE] = cache
+                return executor(noise, latent, sampler, sigmas, *args, **kwargs)
         finally:
-            guider.model_options = before
             log.info("PixArt Step Cache (%s): %s", settings.method, cache.report())
             say(cache.report(), node_id)
 
