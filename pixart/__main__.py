@@ -7,23 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-LORA_HELP = "a LoRA and its strength, 1 where none is given; may be said several times"
-
-
-def lora_argument(text: str) -> tuple[Path, float]:
-    """``FILE`` or ``FILE=STRENGTH``. Raises argparse's error for a strength that is no number."""
-    name, told, strength = text.rpartition("=")
-    if not told:
-        return Path(text), 1.0
-    try:
-        return Path(name), float(strength)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{strength!r} is no strength: write FILE=0.8, for example.") from None
+from .command import DTYPES, add_drawing_options, add_model_options, carry_out
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,33 +16,35 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("prompt", nargs="?", help="what to draw")
     p.add_argument("--out", type=Path, default=Path("pixart.png"), help="picture to write (default: %(default)s)")
-    p.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors", metavar="FILE")
-    p.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors", metavar="FILE")
-    p.add_argument("--vae", type=Path, default=DEMO / "pixart-demo-vae.safetensors", metavar="FILE")
-    p.add_argument("--lora", type=lora_argument, action="append", default=[], metavar="FILE[=STRENGTH]", help=LORA_HELP)
-    p.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model, for a T5 file that has none inside")
-    p.add_argument("--negative", default="", help="what the picture should not show")
+    add_model_options(p)
+    add_drawing_options(p)
     p.add_argument("--caption", type=Path, metavar="FILE", help="a caption file in place of the prompt")
     p.add_argument("--negative-caption", type=Path, metavar="FILE", help="and of --negative; with both, no T5 is read")
     p.add_argument("--steps", type=int, default=20, help="default: %(default)s")
     p.add_argument("--cfg", type=float, default=4.5, help="guidance scale (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    p.add_argument("--width", type=int, help="pixels, a multiple of 8 (default: the checkpoint's own)")
-    p.add_argument("--height", type=int, help="pixels, a multiple of 8 (default: the checkpoint's own)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, mps … (default: %(default)s)")
-    p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of transformer and T5 (default: %(default)s)")
     p.add_argument("--clean-caption", action="store_true", help="clean the prompts as PixArt-α's training data was")
     return p
 
 
 def draw(args: argparse.Namespace) -> Path:
-    """Draw and save the picture; returns its absolute path."""
-    import torch
+    """Draw and save the picture; returns its absolute path.
 
+    Raises ValueError for a prompt and a caption file at once, a name that ends as no picture's does, and what the
+    pipeline raises.
+    """
+    import torch
+    from PIL import Image
+
+    from .files import written
     from .pipeline import PixArtPipeline
 
     if (args.prompt is None) == (args.caption is None):
         raise ValueError("Give a prompt or --caption, one of the two.")
+    kind = Image.registered_extensions().get(args.out.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{args.out.name} does not end as a picture does: call it {args.out.stem}.png, for example.")
     dtype = getattr(torch, DTYPES[args.dtype])
     t5 = None if args.caption and args.negative_caption else args.t5
     pipeline = PixArtPipeline.load(
@@ -77,8 +63,8 @@ def draw(args: argparse.Namespace) -> Path:
         clean=args.clean_caption,
         progress=True,
     )[0]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(args.out)
+    with written(args.out) as partial:
+        picture.save(partial, format=kind)
     return args.out.resolve()
 
 
@@ -86,20 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     """0 when the picture is there, 2 and one line on standard error when it cannot be."""
     logging.basicConfig(format="%(message)s")
     args = parser().parse_args(argv)
-    try:
-        path = draw(args)
-    except ModuleNotFoundError as error:
-        return fail(f"the package {error.name} is missing: pip install {error.name}")
-    except (ValueError, OSError, RuntimeError) as error:
-        return fail(str(error))
-    sys.stdout.write(f"{path}\n")
-    return 0
-
-
-def fail(message: str) -> int:
-    """Say what went wrong in one line."""
-    sys.stderr.write("pixart: " + " ".join(message.split()) + "\n")
-    return 2
+    return carry_out(lambda: str(draw(args)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..__main__ import DEMO, DTYPES, LORA_HELP, fail, lora_argument
+from ..command import DEMO, DTYPES, add_drawing_options, add_model_options, carry_out
 from ..guidance import NONE, STATIC
 from ..sampling import DIFFUSERS, DPM_SOLVER, FEW_STEP_METHODS, FLASH, LCM, ORIGINAL, REFERENCE_METHODS
 from .judges import NAMES as JUDGES
@@ -28,12 +28,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for pictures, results.csv and sheet.png")
     p.add_argument("--category", default="", help="only these, separated by commas")
     p.add_argument("--limit", type=int, default=0, help="at most so many prompts (default: all)")
-    p.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors", metavar="FILE")
-    p.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors", metavar="FILE")
-    p.add_argument("--vae", type=Path, default=DEMO / "pixart-demo-vae.safetensors", metavar="FILE")
-    p.add_argument("--lora", type=lora_argument, action="append", default=[], metavar="FILE[=STRENGTH]", help=LORA_HELP)
-    p.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model, for a T5 file that has none inside")
-    p.add_argument("--negative", default="", help="what no picture should show")
+    add_model_options(p)
+    add_drawing_options(p)
     p.add_argument("--method", choices=[*REFERENCE_METHODS, *FEW_STEP_METHODS], default=DPM_SOLVER)
     p.add_argument("--steps", type=int, help="default: 20, or 4 for lcm and flash, 1 for dmd and nitro")
     p.add_argument("--cfg", type=float, help="guidance scale (default: 4.5, or 1 for few-step methods)")
@@ -41,12 +37,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threshold", choices=[NONE, STATIC], default=NONE, help="of the guided prediction")
     p.add_argument("--percentile", type=float, default=99.5, help="of thresholding (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of the first prompt; each has the next, or its own in the file")
-    p.add_argument("--width", type=int, help="pixels, a multiple of 8 (default: the checkpoint's own)")
-    p.add_argument("--height", type=int, help="pixels, a multiple of 8 (default: the checkpoint's own)")
     p.add_argument("--columns", type=int, default=10, help="of the sheet (default: %(default)s)")
     p.add_argument("--judge", choices=JUDGES, default="none", help="demo measures pictures of the demo's own world")
     p.add_argument("--device", help="cpu, cuda, mps … (default: cpu; under accelerate, the process's own)")
-    p.add_argument("--dtype", choices=DTYPES, default="fp32", help="of transformer and T5 (default: %(default)s)")
     return p
 
 
@@ -139,15 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     """0 when all pictures are there, 2 and one line on standard error when they cannot be."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parser().parse_args(argv)
-    try:
-        told = evaluate(args)
-    except ModuleNotFoundError as error:
-        return fail(f"the package {error.name} is missing: pip install {error.name}")
-    except (ValueError, OSError, RuntimeError) as error:
-        return fail(str(error))
-    if told:
-        sys.stdout.write(told + "\n")
-    return 0
+    return carry_out(lambda: evaluate(args))
 
 
 if __name__ == "__main__":

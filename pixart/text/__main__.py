@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..__main__ import DTYPES, fail
+from ..command import DTYPES, carry_out
 from ..plain_text import read_text
 from .captions import MAX_PROMPT, MAX_TOKENS, Caption, load_caption, save_caption
 from .cleaning import clean_prompt
@@ -137,15 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 when all captions are there, 2 and one line on standard error when they cannot be."""
     logging.basicConfig(format="%(message)s")
     args = parser().parse_args(argv)
-    try:
+
+    def work() -> str:
         written, left = encode_file(args)
-    except ModuleNotFoundError as error:
-        return fail(f"the package {error.name} is missing: pip install {error.name}")
-    except (ValueError, OSError, RuntimeError) as error:
-        return fail(str(error))
-    rest = f", {left} were there already" if left else ""
-    sys.stdout.write(f"{args.out.resolve()}: {written} captions written{rest}\n")
-    return 0
+        rest = f", {left} were there already" if left else ""
+        return f"{args.out.resolve()}: {written} captions written{rest}"
+
+    return carry_out(work)
 
 
 if __name__ == "__main__":

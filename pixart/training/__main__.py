@@ -29,7 +29,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from ..__main__ import DEMO, fail
+from ..command import add_model_options, carry_out
 from .settings import COMPRESSION, CONTROLNET, METHODS, PRECISIONS, SCHEDULES, TARGETS, TrainSettings
 
 CHOICES = {"method": METHODS, "schedule": SCHEDULES, "precision": PRECISIONS, "targets": tuple(TARGETS)}
@@ -83,10 +83,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for state, previews and the result")
     p.add_argument("--name", default="", help="of the trained file (default: pixart-lora, -controlnet or -kv)")
     p.add_argument("--preview", action="append", default=[], metavar="PROMPT", help="draw this; may be repeated")
-    p.add_argument("--checkpoint", type=Path, default=DEMO / "pixart-demo-sigma.safetensors", metavar="FILE")
-    p.add_argument("--t5", type=Path, default=DEMO / "pixart-demo-t5.safetensors", metavar="FILE")
-    p.add_argument("--vae", type=Path, default=DEMO / "pixart-demo-vae.safetensors", metavar="FILE")
-    p.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model, for a T5 file that has none inside")
+    add_model_options(p)
     p.add_argument("--clean-caption", action="store_true", help="clean captions as PixArt-α's training data was")
     p.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto or cpu (default: %(default)s)")
     p.add_argument("--save-dtype", choices=SAVE_DTYPES, default="fp32", help="of the trained file (default: fp32)")
@@ -223,16 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     """0 when the file is there, 2 and one line on standard error when it cannot be, 130 when it was stopped."""
     logging.basicConfig(format="%(message)s")
     args = parser().parse_args(argv)
-    try:
-        path = train(args)
-    except ModuleNotFoundError as error:
-        return fail(f"the package {error.name} is missing: pip install {error.name}")
-    except (ValueError, OSError, RuntimeError) as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        return 130
-    sys.stdout.write(f"{path}\n")
-    return 0
+    return carry_out(lambda: str(train(args)))
 
 
 if __name__ == "__main__":

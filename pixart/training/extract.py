@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from ..__main__ import fail
 from ..checkpoint import load_transformer, open_checkpoint
 from ..checkpoint.keys import diffusers_names, list_names
+from ..command import carry_out
 from ..transformer import PixArtTransformer
 from .adapters import PREFIX
 from .writing import SOFTWARE, Base, lora_metadata, write_safetensors
@@ -106,12 +106,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--rank", type=int, default=32, help="default: %(default)s")
     p.add_argument("--trigger", default="", help="word that calls up what was learned, noted in the file")
     args = p.parse_args(argv)
-    try:
+
+    def work() -> str:
         lost = extract_file(args.base, args.tuned, args.rank, args.out, args.trigger)
-    except (ValueError, OSError) as error:
-        return fail(str(error))
-    sys.stdout.write(f"{args.out}: rank {args.rank} leaves out {lost:.1%} of the squared difference\n")
-    return 0
+        return f"{args.out}: rank {args.rank} leaves out {lost:.1%} of the squared difference"
+
+    return carry_out(work)
 
 
 if __name__ == "__main__":

@@ -504,6 +504,25 @@ def test_the_command_fails_in_one_line_without_a_traceback(files, tmp_path):
     assert not out.exists()
 
 
+def test_the_command_leaves_an_old_picture_whole_when_the_disk_is_full(files, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "star.png"
+    out.write_bytes(b"old")
+
+    def full(picture, file, format=None):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert main(arguments(files, out)) == 2
+    assert "star.png could not be written" in capsys.readouterr().err
+    assert out.read_bytes() == b"old" and list(tmp_path.iterdir()) == [out]
+
+
+def test_the_command_asks_for_a_pictures_name_before_it_draws(files, tmp_path, capsys):
+    assert main(arguments(files, tmp_path / "star.pictur")) == 2
+    assert "star.pictur does not end as a picture does: call it star.png" in capsys.readouterr().err
+
+
 def test_the_command_names_a_model_file_that_is_not_there(files, tmp_path, capsys):
     for setting in ("--checkpoint", "--t5", "--vae", "--tokenizer"):
         missing = str(tmp_path / f"nowhere{setting}.safetensors")

@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file
 from torchvision.utils import save_image
 
-from ...__main__ import DEMO
 from ...checkpoint import load_transformer
+from ...command import DEMO
 from ...pipeline import PixArtPipeline
 from .. import __main__ as command
 from ..trainer import LOG
