@@ -193,12 +193,14 @@ def contact_sheet(
     done = recorded(folder) | own
     write_table(folder / TABLE, done.values())
     shown = sorted(done.values(), key=lambda result: result.index)
-    entries = []
-    for result in shown:
-        entries.append(entry_of(open_picture(folder / result.file), result))
-    sheet = draw_sheet(entries, columns, settings)
+    entries = [entry_of(open_picture(folder / result.file), result) for result in shown]
+    told = list(dict.fromkeys(result.settings for result in shown if result.settings))
+    sheet = draw_sheet(entries, columns, " | ".join(told))
     save_picture(sheet, folder / SHEET)
-    return to_image(sheet), str(folder / TABLE), f"{len(results)} pictures, {len(shown)} in {folder}"
+    message = f"{len(results)} pictures, {len(shown)} in {folder}"
+    if len(told) > 1:
+        message += f"; they were drawn with {len(told)} different settings, which results.csv tells of each"
+    return to_image(sheet), str(folder / TABLE), message
 
 
 def open_picture(path: Path) -> Image.Image:

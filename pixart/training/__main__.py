@@ -163,7 +163,7 @@ def train(args: argparse.Namespace) -> Path:
         examples = hinted(args, examples, resolution)
     elif args.hint or args.hints:
         raise ValueError("--hint and --hints are for --method controlnet.")
-    elif accelerator.is_main_process:
+    elif accelerator.is_main_process and settings.method != COMPRESSION:  # which learns nothing of the pictures
         for concern in concerns(examples, args.trigger):
             sys.stderr.write(f"pixart: {concern}\n")
     features = prepare(sources, examples, args.preview, resolution, args.out, accelerator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from importlib import import_module
 from pathlib import Path
 
 import folder_paths
@@ -95,6 +96,20 @@ def test_a_run_is_saved_goes_on_with_what_is_missing_and_ends(prompt_set, contac
         prompt_set(**{**arguments, "seed": 8})
     with pytest.raises(ValueError, match="leads out of the output folder"):
         prompt_set(**{**arguments, "run": "../outside"})
+
+
+def test_a_run_that_goes_on_with_other_settings_says_so_and_shows_both(pack, prompt_set, monkeypatch):
+    host = import_module(f"{pack.__name__}.nodes.host.evaluation")
+    headings = []
+    draw = host.draw_sheet
+    monkeypatch.setattr(host, "draw_sheet", lambda *args: headings.append(args[2]) or draw(*args))
+    write_input("pair.txt", "one\ntwo\n")
+    messages = []
+    for settings in ("cfg 4.5", "cfg 7"):
+        *_, chosen = prompt_set("pair.txt", limit=1, run="runs/pair")
+        messages.append(host.contact_sheet([picture(0.5)], [], 2, None, None, chosen, "runs/pair", settings)[2])
+    assert headings == ["cfg 4.5", "cfg 4.5 | cfg 7"]
+    assert ["different settings" in message for message in messages] == [False, True]
 
 
 def test_pictures_that_do_not_fit_the_prompts_are_refused(prompt_set, contact_sheet):

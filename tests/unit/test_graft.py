@@ -105,6 +105,7 @@ def test_the_command_trains_a_checkpoint_in_the_original_layout_and_goes_on_afte
     assert run("whole", "--steps", "4") == 0 and run("parts", "--steps", "2") == 0 and run("parts", "--steps", "4") == 0
     whole, parts = (tmp_path / out / "pixart-kv.safetensors" for out in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
+    assert "class pictures" not in capsys.readouterr().err  # nothing is taught that the model could forget
     opened = open_checkpoint(whole)
     assert opened.config == replace(config, kv_ratios=(1, 1, 2, 2))
     before, after = model.state_dict(), load_transformer(opened).state_dict()
