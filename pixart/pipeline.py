@@ -6,6 +6,7 @@ against the other. ``python -m pixart --help`` is this pipeline as a command.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from .text.encoder import load_transformers_t5, open_t5
 from .text.provenance import T5Mark, check_t5, expected_t5
 from .text.tokens import Tokenizer
 from .transformer import PixArtTransformer, run_options
+
+log = logging.getLogger(__name__)
 
 PIXELS = 8
 """Pixels of a picture to one latent pixel, along either side."""
@@ -256,27 +259,33 @@ class PixArtPipeline:
 
     @torch.no_grad()
     def add_lora(self, path: str | Path, strength: float = 1.0) -> None:
-        """Work a LoRA's changes into the weights of transformer and T5, in place.
+        """Work a LoRA's changes into the weights of transformer and T5, in place; what has no place there is logged.
 
         Raises FileNotFoundError for a missing file, and ValueError, naming it, for one that is no LoRA for this model.
         """
         lora = open_lora(path)
         owners = [(self.transformer, lora.transformer, "PixArt model"), (self.t5, lora.text, "T5")]
-        placed = 0
+        placed, unplaced = 0, list(lora.leftover)
         for module, adapters, owner in owners:
+            if module is None:
+                unplaced += [(adapter.name, f"no {owner} is loaded") for adapter in adapters]
             if module is None or not adapters:
                 continue
             parameters = dict(module.named_parameters())
             try:
-                fitting, _ = fit(adapters, {name: tuple(p.shape) for name, p in parameters.items()}, owner)
+                fitting, absent = fit(adapters, {name: tuple(p.shape) for name, p in parameters.items()}, owner)
             except ValueError as error:
                 raise ValueError(f"{lora.path}: {error}") from error
             placed += len(fitting)
+            unplaced += absent
             for name, value in merge(parameters, fitting, strength).items():
                 if value is not parameters[name]:
                     parameters[name].data = value
         if not placed:
             raise ValueError(f"{lora.path}: nothing in it has a place in this model. Choose a LoRA of this model.")
+        if unplaced:
+            name, why = unplaced[0]
+            log.warning("%s: %d of its names have no place, the first: %s: %s", path, len(unplaced), name, why)
 
     @property
     def device(self) -> torch.device:

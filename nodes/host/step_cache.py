@@ -107,9 +107,10 @@ def add_step_cache(patcher, settings: CacheSettings, start: float, end: float, n
 
     node_id: where the report of a run is shown. Raises ValueError when the MODEL is none of this pack's.
     """
-    sampling = pixart_model(patcher).model_sampling
+    pixart_model(patcher)
     if not 0 <= start <= end <= 1:
         raise ValueError(f"start_percent is {start} and end_percent {end}: they must rise from 0 to 1.")
+    sampling = patcher.get_model_object("model_sampling")  # which another node may have replaced
     window = (sampling.percent_to_sigma(start), sampling.percent_to_sigma(end))
 
     def outer(executor, noise, latent, sampler, sigmas, *args, **kwargs):

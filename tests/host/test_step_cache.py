@@ -290,6 +290,19 @@ def test_perturbed_attention_guides_a_cached_run_as_it_does_a_plain_one(model, c
     assert (kept - effect).norm() <= 0.25 * effect.norm()
 
 
+def test_the_part_of_a_run_is_measured_on_the_noise_levels_of_that_model(model, cached, pack, monkeypatch):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    host = import_module(f"{pack.__name__}.nodes.host.step_cache")
+    windows, kind = [], host.RunCache
+    monkeypatch.setattr(host, "RunCache", lambda *args: windows.append(args[1]) or kind(*args))
+    (other,) = ModelSamplingDiscrete().patch(model, "eps", True)
+    levels = [part.get_model_object("model_sampling").percent_to_sigma(0.5) for part in (model, other)]
+    for part in (model, other):
+        sample(cached(part, "schedule", 0.5, 1.0), steps=2)
+    assert [window[0] for window in windows] == levels and levels[0] != levels[1]
+
+
 def test_impossible_settings_are_refused_in_words(model, cached):
     with pytest.raises(ValueError, match="start_percent is 0.8 and end_percent 0.2"):
         cached(model, "schedule", start=0.8, end=0.2)

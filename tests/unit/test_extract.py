@@ -108,6 +108,16 @@ def test_the_pipeline_works_a_lora_into_its_weights(tmp_path):
         PixArtPipeline(small, None, None, None).add_lora(tmp_path / "made.safetensors")
 
 
+def test_the_pipeline_says_what_of_a_lora_it_leaves_out(tmp_path, caplog):
+    state, _ = extract(model(), tuned(RANK), RANK)
+    layer = "text_encoder.encoder.block.0.layer.0.SelfAttention.q"
+    state |= {f"{layer}.lora_A.weight": torch.ones(2, 32), f"{layer}.lora_B.weight": torch.ones(32, 2)}
+    save_file(state, tmp_path / "made.safetensors")
+    PixArtPipeline(model().requires_grad_(False), None, None, None).add_lora(tmp_path / "made.safetensors")
+    (said,) = caplog.messages
+    assert f"1 of its names have no place, the first: {layer}: no T5 is loaded" in said
+
+
 def test_a_lora_and_its_strength_on_the_command_line():
     assert lora_argument("some folder/a.safetensors") == (Path("some folder/a.safetensors"), 1.0)
     assert lora_argument("a=b.safetensors=-0.5") == (Path("a=b.safetensors"), -0.5)
