@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import ALPHA, SIGMA, PixArtConfig
+from ..text.tokens import ALPHA_TOKENS, SIGMA_TOKENS
 from .keys import KeyPlan, plan_keys, split_block_name
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ MAX_DEPTH = 1024
 """Blocks; released models have 28, and every one that is claimed has to be built to be compared."""
 
 _SYMBOL = {ALPHA: "α", SIGMA: "Σ"}
-_CAPTION_TOKENS = {ALPHA: 120, SIGMA: 300}
+_CAPTION_TOKENS = {ALPHA: ALPHA_TOKENS, SIGMA: SIGMA_TOKENS}
 _FAMILY_BY_ROWS = {rows: family for family, rows in _CAPTION_TOKENS.items()}
 Shapes = Mapping[str, tuple[int, ...]]
 

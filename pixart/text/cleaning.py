@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 import warnings
-from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
 _URL = r"\b(?:{scheme}:(?:/{{1,3}}|[a-zA-Z0-9%])|[a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/\-]*\b/?(?!@))"
@@ -101,44 +100,6 @@ def clean_prompt(text: str) -> str:
     """Caption cleaning as the pipelines apply it: two passes. Raises ValueError as ``clean_caption`` does."""
     _check_length(text)
     return _clean(_clean(text))  # the first may have made it longer
-
-
-@dataclass(frozen=True)
-class PromptSuffix:
-    """A prompt without its size suffix, and what the suffix asked for.
-
-    ratio: (height, width) in proportion, from ``--ar`` or ``--aspect_ratio``; None if absent.
-    size: (height, width) in pixels, from ``--hw``; None if absent.
-    """
-
-    prompt: str
-    ratio: tuple[int, int] | None = None
-    size: tuple[int, int] | None = None
-
-
-_MARKER = re.compile(r"--(?P<name>aspect_ratio|ar|hw)(?=\s|$)(?:\s+(?P<height>\d+):(?P<width>\d+))?")
-
-
-def cut_prompt_suffix(text: str) -> PromptSuffix:
-    """Split off ``--ar H:W``, ``--aspect_ratio H:W`` and ``--hw H:W``; the prompt ends before the first of them.
-
-    Of several wishes of one kind the first counts, and ``--aspect_ratio`` goes before ``--ar``. Raises ValueError
-    for a marker without two positive integers. Source: PixArt-Σ, prepare_prompt_ar, which instead cuts
-    ``--arch`` too and quietly takes a square for a marker it cannot read.
-    """
-    found: dict[str, tuple[int, int]] = {}
-    start = None
-    for match in _MARKER.finditer(text):
-        start = match.start() if start is None else start
-        numbers = (int(match["height"] or 0), int(match["width"] or 0))
-        if not all(numbers):
-            raise ValueError(
-                f"The prompt says {text[match.start():match.end() + 12].strip()!r}; --{match['name']} wants "
-                f"height:width in positive whole numbers, as in '--{match['name']} 3:4'."
-            )
-        found.setdefault(match["name"], numbers)
-    ratio = found.get("aspect_ratio", found.get("ar"))
-    return PromptSuffix(text[:start].strip(), ratio, found.get("hw"))
 
 
 def _substitute(text: str, rules) -> str:

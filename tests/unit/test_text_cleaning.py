@@ -1,4 +1,4 @@
-"""Caption cleaning against the reference's pairs and against diffusers, and the prompt-suffix grammar."""
+"""Caption cleaning against the reference's pairs and against diffusers."""
 
 import builtins
 import json
@@ -16,7 +16,6 @@ from pixart.text.cleaning import (
     _substitute,
     clean_caption,
     clean_prompt,
-    cut_prompt_suffix,
 )
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "caption_clean_cases.json").read_text(encoding="utf-8"))
@@ -82,31 +81,6 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(package, monkey
     monkeypatch.setattr(builtins, "__import__", without_package)
     with pytest.raises(ValueError, match="pip install ftfy beautifulsoup4"):
         clean_caption("a cat")
-
-
-@pytest.mark.parametrize(
-    ("text", "prompt", "ratio", "size"),
-    [
-        ("a cat", "a cat", None, None),
-        ("A Cat --ar 16:9", "A Cat", (16, 9), None),
-        ("a cat --aspect_ratio 3:4", "a cat", (3, 4), None),
-        ("a cat --hw 768:1344", "a cat", None, (768, 1344)),
-        ("a cat --hw 768:1344 --ar 1:2 and more", "a cat", (1, 2), (768, 1344)),
-        ("a cat --ar 1:2 --aspect_ratio 3:4", "a cat", (3, 4), None),
-        ("a cat --ar 1:2 --ar 3:4", "a cat", (1, 2), None),
-        ("a cat --arch of stone", "a cat --arch of stone", None, None),
-        ("--ar 1:2", "", (1, 2), None),
-    ],
-)
-def test_prompt_suffix(text, prompt, ratio, size):
-    found = cut_prompt_suffix(text)
-    assert (found.prompt, found.ratio, found.size) == (prompt, ratio, size)
-
-
-@pytest.mark.parametrize("text", ["a cat --ar", "a cat --ar 16x9", "a cat --hw 0:512", "a cat --aspect_ratio 4:0"])
-def test_a_suffix_that_cannot_be_read_is_named(text):
-    with pytest.raises(ValueError, match="wants height:width in positive whole numbers"):
-        cut_prompt_suffix(text)
 
 
 @pytest.mark.parametrize("unit", ["a", ".a", " ", " .", "a.com.", "1.1x", "<b>", "&#1", "http://a.", "(", "a1"])
