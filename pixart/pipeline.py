@@ -109,6 +109,7 @@ def load_autoencoder(
 
 
 def autoencoder_from_folder(path: Path, latent_scale: float, dtype: torch.dtype) -> Autoencoder:
+    """One of diffusers' autoencoders from a folder that it saved. Raises ValueError for one of another class."""
     kind = AutoencoderKL.load_config(path, local_files_only=True).get("_class_name")
     if kind == "AutoencoderTiny":
         model = AutoencoderTiny.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
@@ -129,7 +130,10 @@ def is_taesd(path: Path) -> bool:
 
 
 def tiny_from_file(path: Path, dtype: torch.dtype) -> Autoencoder:
-    """A TAESD in one file; it counts its input clamp as decoder layer 0, diffusers' class does not."""
+    """A TAESD in one file; it counts its input clamp as decoder layer 0, diffusers' class does not.
+
+    Raises ValueError, naming the file, for weights that are no TAESD of 4 latent channels.
+    """
     tensors = load_file(path)
     scale, shift = (float(tensors.pop(name, default)) for name, default in (("vae_scale", 1.0), ("vae_shift", 0.0)))
     state = {}
@@ -149,7 +153,10 @@ def tiny_from_file(path: Path, dtype: torch.dtype) -> Autoencoder:
 
 
 def kl_from_file(path: Path, dtype: torch.dtype) -> AutoencoderKL:
-    """An SD or SDXL autoencoder in one file, under the original or diffusers' names."""
+    """An SD or SDXL autoencoder in one file, under the original or diffusers' names.
+
+    Raises ValueError, naming the file, for any other.
+    """
     with tempfile.TemporaryDirectory() as folder:  # given a config, diffusers asks no server for one
         AutoencoderKL(**KL_CONFIG).save_config(folder)
         try:
@@ -168,7 +175,10 @@ def nearest_timesteps(sigmas: torch.Tensor) -> torch.Tensor:
 
 
 def official_scheduler(steps: int) -> DPMSolverMultistepScheduler:
-    """PixArt's sampler: DPM-Solver++ (Lu et al., 2211.01095), second order, multistep, over equal timesteps."""
+    """PixArt's sampler: DPM-Solver++ (Lu et al., 2211.01095), second order, multistep, over equal timesteps.
+
+    Raises ValueError for steps outside 1 … 1000.
+    """
     if not 1 <= steps <= 1000:
         raise ValueError(f"steps is {steps}, but the sampler takes 1 to 1000.")
     scheduler = DPMSolverMultistepScheduler(**BETAS, algorithm_type="dpmsolver++", solver_order=2)
@@ -180,7 +190,8 @@ def sigma_scheduler(sigmas: torch.Tensor) -> DPMSolverMultistepScheduler:
     """The same solver along given noise levels σ (n + 1,), falling: what k-diffusion and hosts call dpmpp_2m.
 
     diffusers takes no sigmas for this solver but reads them from an attribute, where these are put; the
-    model is told the nearest timestep, as in ComfyUI's discrete sampling.
+    model is told the nearest timestep, as in ComfyUI's discrete sampling. Raises ValueError for levels that do not
+    fall, or fall below 0.
     """
     sigmas = sigmas.float().cpu()
     falling = sigmas.ndim == 1 and len(sigmas) > 1 and bool((sigmas.diff() < 0).all())
@@ -423,7 +434,7 @@ class PixArtPipeline:
 
 
 def matched(captions: Captions, count: int) -> Captions:
-    """``captions`` repeated to ``count``, where there is one for all."""
+    """``captions`` repeated to ``count``, where there is one for all; ValueError where there is another number."""
     if len(captions) == count:
         return captions
     if len(captions) != 1:

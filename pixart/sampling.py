@@ -82,6 +82,7 @@ def reference_timesteps(steps: int, start: float = 1.0) -> torch.Tensor:
     """Timesteps (steps,) of the official pipelines: equal parts of 999 … 0, rounded, without the last.
 
     start: share of the noise to begin from; below 1 the same number of steps divides what is left.
+    Raises ValueError for more steps than there are timesteps, or none.
     """
     top = round((TRAINED - 1) * start)
     if not 1 <= steps <= top + 1:

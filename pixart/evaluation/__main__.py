@@ -78,7 +78,11 @@ def unusual(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def evaluate(args: argparse.Namespace) -> str:
-    """Draw what is missing; a table of the outcome, or "" in all processes but the first."""
+    """Draw what is missing; a table of the outcome, or "" in all processes but the first.
+
+    Raises ValueError for prompts, models, a size or a number of steps that will not do, and for a folder that holds
+    pictures drawn otherwise.
+    """
     import torch
 
     from ..pipeline import PIXELS, PixArtPipeline

@@ -108,6 +108,7 @@ Row = tuple[str, str, int | None]
 
 
 def csv_rows(text: str, name: str, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> list[Row]:
+    """Raises ValueError for a table without a column of prompts, and csv.Error for one that is none."""
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     columns = {(column or "").strip().lower(): column for column in table.fieldnames or ()}
     prompt = next((columns[known] for known in PROMPT_NAMES if known in columns), None)

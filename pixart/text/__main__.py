@@ -93,7 +93,8 @@ def plan(args: argparse.Namespace, tokenizer: Tokenizer) -> list[Job]:
 
 
 def encode_file(args: argparse.Namespace) -> tuple[int, int]:
-    """Write the captions; (number written, number left out)."""
+    """Write the captions; (number written, number left out). Raises ValueError for options, prompts or a T5 that will
+    not do."""
     import torch
     from tqdm import tqdm
 

@@ -84,7 +84,7 @@ def read_folder(folder: str | Path, caption: str = "", prior: bool = False) -> l
 
 
 def read_caption(picture: Path) -> str:
-    """The text beside a picture, "" where there is none."""
+    """The text beside a picture, "" where there is none. Raises ValueError for one too long, or no text."""
     file = picture.with_suffix(".txt")
     if not file.is_file():
         return ""
@@ -94,7 +94,10 @@ def read_caption(picture: Path) -> str:
 
 
 def read_picture(file: Path) -> torch.Tensor:
-    """(3, H, W) in [0, 1], turned as the camera says; what is transparent becomes white."""
+    """(3, H, W) in [0, 1], turned as the camera says; what is transparent becomes white.
+
+    Raises ValueError, naming the file, where it is no picture that can be read.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:

@@ -72,7 +72,7 @@ class Sources:
 
 
 def path_digest(path: Path) -> str:
-    """SHA-256 of a file, or of all files in a folder."""
+    """SHA-256 of a file, or of all files in a folder. Raises ValueError where there is neither."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digests = []
     for file in files:
@@ -88,7 +88,8 @@ def prepare(
 ) -> Features:
     """The features, from ``out`` where they are cached there; else the first process computes and keeps them.
 
-    No T5 is in memory when this returns, and none at all is loaded where the cache serves.
+    No T5 is in memory when this returns, and none at all is loaded where the cache serves. Raises ValueError where the
+    models do not belong together, or the processes do not share ``out``.
     """
     identity = sources.identity(examples, previews, resolution)
     path = out / FEATURES
