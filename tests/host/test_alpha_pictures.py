@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from torchvision.utils import make_grid, save_image
-
-from pixart.training.demo.captions import random_scene
-from pixart.training.demo.judge import mistakes
+from judged import judge_random_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "demo"
 CHECKPOINT, ENCODER, AUTOENCODER = (DEMO / f"pixart-demo-{part}.safetensors" for part in ("alpha", "t5", "vae"))
-SHEETS = ROOT / "output" / "test-pictures"
 
 SEED = 20240930
 STEPS, CFG = 20, 4.5
@@ -66,17 +61,8 @@ def test_the_file_is_an_alpha(models):
 def test_prompts_are_drawn_right(draw, host_version):
     """40 prompts at random on the newest supported host, 8 on the others; measured as in test_pictures.py."""
     count, needed = (40, 34) if host_version >= (0, 33) else (8, 6)
-    rng = random.Random(SEED)
-    scenes = [random_scene(rng) for _ in range(count)]
-    pictures = [draw(scene.caption(), SEED + i).movedim(-1, 0) for i, scene in enumerate(scenes)]
-    SHEETS.mkdir(parents=True, exist_ok=True)
-    save_image(make_grid(pictures, nrow=8), SHEETS / f"alpha-{'.'.join(map(str, host_version))}.png")
-
-    asked = ("background", "colour", "shape", "position")
-    wrong = [[name for name in mistakes(s, p) if name in asked] for s, p in zip(scenes, pictures, strict=True)]
-    right = sum(not names for names in wrong)
-    misses = [f"{s.caption()}: {', '.join(n)}" for s, n in zip(scenes, wrong, strict=True) if n]
-    print(f"seed {SEED}: {right} of {count} pictures right; {misses}")
+    sheet = f"alpha-{'.'.join(map(str, host_version))}.png"
+    right, misses = judge_random_prompts(draw, count, SEED, sheet)
     assert right >= needed, misses
 
 

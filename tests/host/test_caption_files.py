@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from random_models import random_checkpoint
 from safetensors.torch import load_file, save_file
 
-from pixart.checkpoint import config_metadata
 from pixart.config import PixArtConfig
 from pixart.text.__main__ import main
 from pixart.text.captions import load_caption
@@ -22,8 +22,6 @@ from pixart.text.encoder import open_t5
 from pixart.text.layout import T5Config
 from pixart.text.provenance import mark_t5
 from pixart.training.demo.text import train_tokenizer
-from pixart.training.initialise import initialise
-from pixart.transformer import PixArtTransformer
 from tools.comfyui import HostError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,14 +47,7 @@ def write_checkpoint(path: Path, **metadata: str) -> Path:
         hidden_size=144, depth=2, num_heads=2, mlp_hidden_size=288, caption_channels=WIDTH, base_size=8,
         pe_interpolation=0.25,
     )  # fmt: skip
-    torch.manual_seed(0)
-    model = initialise(PixArtTransformer(config))
-    with torch.no_grad():
-        for value in model.parameters():
-            if not value.any():
-                value.normal_(std=0.05)
-    save_file(model.state_dict(), path, metadata=config_metadata(config) | metadata)
-    return path
+    return Path(random_checkpoint(path, config, metadata=metadata))
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from random_models import random_checkpoint
 
-from pixart.checkpoint import config_metadata
 from pixart.compression import COMPRESSION, KVCompression
 from pixart.config import PixArtConfig
 from pixart.resolution import BASES, bins
-from pixart.training.initialise import initialise
-from pixart.transformer import PixArtTransformer
 
 TINY = PixArtConfig(
     hidden_size=144, depth=4, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
@@ -25,18 +22,6 @@ TINY = PixArtConfig(
 NARROW = PixArtConfig(hidden_size=24, depth=1, num_heads=1, mlp_hidden_size=24, caption_channels=16, base_size=128)
 WIDE = PixArtConfig(depth=2, caption_channels=64)
 """Two blocks of released width."""
-
-
-def write_checkpoint(path: Path, config: PixArtConfig) -> str:
-    """Random weights, none of them zero."""
-    torch.manual_seed(0)
-    model = initialise(PixArtTransformer(config))
-    with torch.no_grad():
-        for value in (*model.parameters(), *model.buffers()):
-            if not value.any():
-                value.normal_(std=0.05)
-    save_file(model.state_dict(), path, metadata=config_metadata(config))
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +32,7 @@ def load(pack, tmp_path_factory):
 
     def of(config: PixArtConfig, weight_dtype: str = "auto"):
         path = folder / f"{abs(hash(config))}.safetensors"
-        return host_model.load_model(write_checkpoint(path, config), weight_dtype)
+        return host_model.load_model(random_checkpoint(path, config), weight_dtype)
 
     return of
 

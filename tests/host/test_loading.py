@@ -12,12 +12,12 @@ from pathlib import Path
 import known_files
 import pytest
 import torch
+from random_models import random_transformer
 from safetensors.torch import save_file
 
 from pixart.checkpoint import config_metadata, load_transformer, open_checkpoint, to_diffusers
 from pixart.config import PixArtConfig
 from pixart.text.layout import T5Config
-from pixart.training.initialise import initialise
 from pixart.transformer import PixArtTransformer
 
 TINY = PixArtConfig(
@@ -27,14 +27,7 @@ MATRICES = ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.kv_linea
 
 
 def random_state(config: PixArtConfig = TINY) -> dict[str, torch.Tensor]:
-    """The weights of an initialised transformer, none of them all zeros."""
-    torch.manual_seed(0)
-    model = initialise(PixArtTransformer(config))
-    with torch.no_grad():
-        for value in (*model.parameters(), *model.buffers()):
-            if not value.any():
-                value.normal_(std=0.05)
-    return model.state_dict()
+    return random_transformer(config).state_dict()
 
 
 def write(path: Path, state: dict[str, torch.Tensor], config: PixArtConfig = TINY, **metadata: str) -> str:

@@ -7,29 +7,14 @@ from importlib import import_module
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from random_models import random_checkpoint
 
-from pixart.checkpoint import config_metadata
 from pixart.config import ALPHA, PixArtConfig
-from pixart.training.initialise import initialise
-from pixart.transformer import PixArtTransformer
 
 SIGMA_TINY = PixArtConfig(
     hidden_size=144, depth=4, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
 )
 ALPHA_TINY = replace(SIGMA_TINY, family=ALPHA, micro_condition=True, max_caption_tokens=120)
-
-
-def write_checkpoint(path, config: PixArtConfig) -> str:
-    """A transformer with random weights, none of them zero, as a checkpoint file."""
-    torch.manual_seed(0)
-    model = initialise(PixArtTransformer(config))
-    with torch.no_grad():
-        for value in (*model.parameters(), *model.buffers()):
-            if not value.any():
-                value.normal_(std=0.05)
-    save_file(model.state_dict(), path, metadata=config_metadata(config))
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +24,12 @@ def host_model(pack):
 
 @pytest.fixture(scope="module")
 def sigma(host_model, tmp_path_factory):
-    return host_model.load_model(write_checkpoint(tmp_path_factory.mktemp("sigma") / "s.safetensors", SIGMA_TINY))
+    return host_model.load_model(random_checkpoint(tmp_path_factory.mktemp("sigma") / "s.safetensors", SIGMA_TINY))
 
 
 @pytest.fixture(scope="module")
 def alpha(host_model, tmp_path_factory):
-    return host_model.load_model(write_checkpoint(tmp_path_factory.mktemp("alpha") / "a.safetensors", ALPHA_TINY))
+    return host_model.load_model(random_checkpoint(tmp_path_factory.mktemp("alpha") / "a.safetensors", ALPHA_TINY))
 
 
 def caption(tokens: int, seed: int, **extra) -> list:
@@ -257,7 +242,7 @@ def test_the_hosts_lora_maps_know_our_model(sigma):
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8_e4m3fn"])
 def test_other_weight_types_draw_nearly_the_same(dtype, sigma, host_model, tmp_path):
-    path = write_checkpoint(tmp_path / "s.safetensors", SIGMA_TINY)
+    path = random_checkpoint(tmp_path / "s.safetensors", SIGMA_TINY)
     lower = host_model.load_model(path, dtype)
     assert lower.model.get_dtype() == host_model.WEIGHT_DTYPES[dtype]
     a = denoise(sigma, [caption(5, 1)], torch.ones(1, 4, 16, 16))[0]

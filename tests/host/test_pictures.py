@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import random
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from torchvision.utils import make_grid, save_image
+from judged import judge_random_prompts
 
 from pixart.pipeline import PixArtPipeline
-from pixart.training.demo.captions import random_scene
-from pixart.training.demo.judge import mistakes
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "demo"
 CHECKPOINT, ENCODER, AUTOENCODER = (DEMO / f"pixart-demo-{part}.safetensors" for part in ("sigma", "t5", "vae"))
-SHEETS = ROOT / "output" / "test-pictures"
 
 SEED = 20240307
 STEPS, CFG = 20, 4.5
@@ -58,17 +55,8 @@ def test_prompts_are_drawn_right(models, host_version):
     prompt; judge.py tells how each is measured from the pixels.
     """
     count, needed = (40, 36) if host_version >= (0, 33) else (16, 14)
-    rng = random.Random(SEED)
-    scenes = [random_scene(rng) for _ in range(count)]
-    pictures = [draw(models, scene.caption(), SEED + i).movedim(-1, 0) for i, scene in enumerate(scenes)]
-    SHEETS.mkdir(parents=True, exist_ok=True)
-    save_image(make_grid(pictures, nrow=8), SHEETS / f"prompts-{'.'.join(map(str, host_version))}.png")
-
-    asked = ("background", "colour", "shape", "position")
-    wrong = [[name for name in mistakes(s, p) if name in asked] for s, p in zip(scenes, pictures, strict=True)]
-    right = sum(not names for names in wrong)
-    misses = [f"{s.caption()}: {', '.join(n)}" for s, n in zip(scenes, wrong, strict=True) if n]
-    print(f"seed {SEED}: {right} of {count} pictures right; {misses}")
+    sheet = f"prompts-{'.'.join(map(str, host_version))}.png"
+    right, misses = judge_random_prompts(partial(draw, models), count, SEED, sheet)
     assert right >= needed, misses
 
 

@@ -7,12 +7,9 @@ from importlib import import_module
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from random_models import random_checkpoint
 
-from pixart.checkpoint import config_metadata
 from pixart.config import PixArtConfig
-from pixart.training.initialise import initialise
-from pixart.transformer import PixArtTransformer
 
 CONFIG = PixArtConfig(
     hidden_size=144, depth=4, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
@@ -31,15 +28,8 @@ def another(pack, tmp_path_factory):
 
 
 def random_model(pack, tmp_path_factory, seed: int):
-    torch.manual_seed(seed)
-    transformer = initialise(PixArtTransformer(CONFIG))
-    with torch.no_grad():
-        for value in (*transformer.parameters(), *transformer.buffers()):
-            if not value.any():
-                value.normal_(std=0.05)
-    path = tmp_path_factory.mktemp("cache") / "m.safetensors"
-    save_file(transformer.state_dict(), path, metadata=config_metadata(CONFIG))
-    return import_module(f"{pack.__name__}.nodes.host.model").load_model(str(path))
+    path = random_checkpoint(tmp_path_factory.mktemp("cache") / "m.safetensors", CONFIG, seed)
+    return import_module(f"{pack.__name__}.nodes.host.model").load_model(path)
 
 
 def caption(tokens: int, seed: int) -> list:

@@ -1,0 +1,34 @@
+"""Transformers of random weights, no tensor of which is all zeros: a zero would hide what it is multiplied by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pixart.checkpoint import config_metadata
+from pixart.config import PixArtConfig
+from pixart.training.initialise import initialise
+from pixart.transformer import PixArtTransformer
+
+
+@torch.no_grad()
+def random_transformer(config: PixArtConfig, seed: int = 0) -> PixArtTransformer:
+    """The same for the same seed."""
+    torch.manual_seed(seed)
+    model = initialise(PixArtTransformer(config))
+    for value in (*model.parameters(), *model.buffers()):
+        if not value.any():
+            value.normal_(std=0.05)
+    return model
+
+
+def random_checkpoint(
+    path: Path, config: PixArtConfig, seed: int = 0, metadata: Mapping[str, str] | None = None
+) -> str:
+    """``random_transformer`` as a file that is detected as ``config``; its path. metadata: what else it tells."""
+    told = config_metadata(config) | dict(metadata or {})
+    save_file(random_transformer(config, seed).state_dict(), path, metadata=told)
+    return str(path)
