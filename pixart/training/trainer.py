@@ -113,6 +113,7 @@ class Trainer:
         if self.concept is None:
             raise ValueError("There is no picture of the concept to learn from.")
         self.load()
+        self.trim_log()
 
     def build(self, base: Checkpoint) -> torch.nn.Module:
         """What is called for a prediction; of its parameters those that want a gradient are trained.
@@ -269,6 +270,24 @@ class Trainer:
             line = {"step": progress.step, "loss": round(progress.loss, 6), "norm": round(progress.norm, 6)}
             with (self.out / LOG).open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def trim_log(self) -> None:
+        """Take out of the log what comes after the state: updates of another run, or lost in a kill and done again."""
+        path = self.out / LOG
+        if not self.is_main or not path.is_file():
+            return
+
+        def stays(line: str) -> bool:
+            try:
+                return line.endswith("\n") and json.loads(line)["step"] <= self.step
+            except (ValueError, KeyError, TypeError):
+                return False
+
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if stays(line)]
+        if kept != lines:
+            with written(path) as partial:
+                partial.write_text("".join(kept))
 
     def values(self) -> dict[str, torch.Tensor]:
         """What is saved: the trained weights, or their average."""

@@ -29,7 +29,7 @@ from pixart.training.batches import Order, draw, generator
 from pixart.training.initialise import initialise
 from pixart.training.pictures import Example, concerns, fit, read_folder
 from pixart.training.settings import TrainSettings
-from pixart.training.trainer import STATE, Trainer, make_accelerator
+from pixart.training.trainer import LOG, STATE, Trainer, make_accelerator
 from pixart.transformer import PixArtTransformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +142,16 @@ def test_a_run_stopped_at_any_update_goes_on_as_if_it_had_not_been(base, tmp_pat
     again = trainer(base, tmp_path / "cut", accelerator, **settings)
     assert again.step == stop
     assert furthest(whole, load_file(again.train())) == 0
+
+
+def test_the_log_of_a_run_that_goes_on_tells_every_update_once(base, tmp_path, accelerator):
+    """What another run, a kill or a hand has left in it goes."""
+    train(base, tmp_path, accelerator)
+    log = tmp_path / LOG
+    whole = log.read_text()
+    log.write_text(f'{whole}{{"step": 999, "loss": 1}}\nno line of a log\n{{"step": 3, "lo')
+    trainer(base, tmp_path, accelerator)
+    assert log.read_text() == whole != ""
 
 
 def test_a_stop_amid_an_update_keeps_the_last_saved_state(base, tmp_path, accelerator):
@@ -504,6 +514,7 @@ def test_killed_at_a_random_update_and_started_again_the_result_is_the_same(base
     print(f"killed after update {stop}: largest difference {difference}")
     assert difference <= 1e-6
     assert whole.read_bytes() == cut.read_bytes()
+    assert log.read_text() == (tmp_path / "whole" / "training.log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
