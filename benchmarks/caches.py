@@ -1,6 +1,7 @@
 """What each step cache saves and costs: block computations, time, latent error and wrong pictures, on the demo.
 
     python benchmarks/caches.py --comfyui ../ComfyUI --plot benchmarks/step-caches.svg
+    python benchmarks/caches.py --fresh 1 --pictures 120 --rounds 1  # captions that no table was chosen by
     python benchmarks/caches.py --search 0.4              # a table of steps that computes this part of the blocks
     python benchmarks/caches.py --true-width 256 --depth 4          # random weights: time and latent error alone
 
@@ -127,11 +128,14 @@ def scored_scenes(path: Path, count: int) -> list:
         return [scene_of(row["prompt"], captions) for row in csv.DictReader(file)][:count]
 
 
-def other_scenes(scored: list, count: int) -> list:
+SEARCHED_SEED = 80
+
+
+def other_scenes(scored: list, count: int, seed: int = SEARCHED_SEED) -> list:
     """Scenes of the demo's world that are not among those."""
     from pixart.training.demo.captions import random_scene
 
-    rng, found = random.Random(80), []
+    rng, found = random.Random(seed), []
     while len(found) < count:
         scene = random_scene(rng)
         if scene not in scored and scene not in found:
@@ -260,6 +264,7 @@ def main() -> int:
     parser.add_argument("--demo", type=Path, default=ROOT / "demo", help="the folder of the demo's three files")
     parser.add_argument("--prompts", type=Path, default=ROOT / "demo" / "prompts.csv", help="what is scored")
     parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--fresh", type=int, metavar="SEED", help="other captions and noise, none searched with")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--cfg", type=float, default=4.5)
     parser.add_argument("--rounds", type=int, default=5)
@@ -284,7 +289,10 @@ def main() -> int:
                 demo = Demo(args.demo, host, other_scenes(scenes, args.searched), args.steps, args.cfg, seed=6)
                 print(search(demo, args.search, args.tries, args.longest))
                 return 0
-            runs = Demo(args.demo, host, scenes, args.steps, args.cfg, seed=5)
+            if args.fresh is not None:
+                seen = [*scenes, *other_scenes(scenes, args.searched)]
+                scenes = other_scenes(seen, args.pictures, seed=1000 + args.fresh)
+            runs = Demo(args.demo, host, scenes, args.steps, args.cfg, seed=5 if args.fresh is None else args.fresh)
         rows = measure(runs, args.rounds, args.only)
     if args.plot:
         plot(rows, args.plot)
