@@ -1,6 +1,8 @@
 """What each step cache saves and costs: block computations, time, latent error and wrong pictures, on the demo.
 
     python benchmarks/caches.py --comfyui ../ComfyUI --plot benchmarks/step-caches.svg
+    python benchmarks/caches.py --fresh 1 --pictures 120 --rounds 1  # captions that no table was chosen by
+    python benchmarks/caches.py --fresh 2 --pictures 160 --rounds 1 --tables FSSFSSFSSFSSFSSFSSFF --only balanced
     python benchmarks/caches.py --search 0.4              # a table of steps that computes this part of the blocks
     python benchmarks/caches.py --true-width 256 --depth 4          # random weights: time and latent error alone
 
@@ -62,6 +64,7 @@ class Runs:
         self.step_cache = sys.modules[f"{pack}.nodes.host.step_cache"]
         self.model = sys.modules[f"{pack}.nodes.host.model"].load_model(str(path))
         self.steps, self.cfg = steps, cfg
+        self.shipped = self.caching.TABLES["balanced"]
 
     def give(self, positive: tuple, negative: tuple, noise: torch.Tensor) -> None:
         """positive, negative: features (B, L, C) and mask (B, L)."""
@@ -73,6 +76,7 @@ class Runs:
 
         model, report = self.model, []
         if settings is not None:
+            settings = self.with_table(settings)
             say = self.step_cache.say
             self.step_cache.say = lambda text, node: report.append(text)
             model = self.step_cache.add_step_cache(model, self.caching.CacheSettings(**settings), 0.0, 1.0)
@@ -92,6 +96,13 @@ class Runs:
             return latents, 1.0
         computed, asked = (int(word) for word in report[0].split() if word.isdigit())
         return latents, computed / asked
+
+    def with_table(self, settings: dict) -> dict:
+        """Settings as the node knows them; one whose method is no name but a table goes by the name of "balanced"."""
+        tables = self.caching.TABLES
+        is_table = set(settings["method"]) <= set("FS")
+        tables["balanced"] = settings["method"] if is_table else self.shipped
+        return {**settings, "method": "balanced"} if is_table else settings
 
     def right(self, latents: torch.Tensor) -> list[bool] | None:
         """Which pictures show what their prompts say; None where that cannot be told."""
@@ -127,11 +138,14 @@ def scored_scenes(path: Path, count: int) -> list:
         return [scene_of(row["prompt"], captions) for row in csv.DictReader(file)][:count]
 
 
-def other_scenes(scored: list, count: int) -> list:
+SEARCHED_SEED = 80
+
+
+def other_scenes(scored: list, count: int, seed: int = SEARCHED_SEED) -> list:
     """Scenes of the demo's world that are not among those."""
     from pixart.training.demo.captions import random_scene
 
-    rng, found = random.Random(80), []
+    rng, found = random.Random(seed), []
     while len(found) < count:
         scene = random_scene(rng)
         if scene not in scored and scene not in found:
@@ -195,35 +209,30 @@ def search(demo: Runs, target: float, tries: int, longest: int) -> str:
     """
     exact, _ = demo.draw(None)
     full = round(target * STEPS)
-    tables, errors = demo.caching.TABLES, {}
+    tables, errors = dict(demo.caching.TABLES), {}
 
     def error(candidate: str) -> float:
         if candidate not in errors:
-            tables["balanced"] = candidate
-            latents, _ = demo.draw({"method": "balanced"})
+            latents, _ = demo.draw({"method": candidate})
             errors[candidate] = ((latents - exact).pow(2).mean() / exact.pow(2).mean()).sqrt().item()
         return errors[candidate]
 
-    known = tables["balanced"]
     evenly = {0, *(1 + round(i * (STEPS - 2) / max(full - 2, 1)) for i in range(full - 1))}
     starts = ["".join("F" if i in evenly else "S" for i in range(STEPS))]
     starts += [table for table in tables.values() if table.count("F") == full]  # what is there already
     rng = random.Random(0)
-    try:
-        best = min(starts, key=error)
-        print(best, f"{error(best):.4f}", flush=True)
-        while len(errors) < tries:
-            moved = list(best)
-            for _ in range(rng.choice((1, 1, 2))):
-                computed = rng.choice([i for i in range(1, STEPS) if moved[i] == "F"])
-                cached = rng.choice([i for i in range(1, STEPS) if moved[i] == "S"])
-                moved[computed], moved[cached] = "S", "F"
-            candidate = "".join(moved)
-            if "S" * (longest + 1) not in candidate and error(candidate) < error(best):
-                best = candidate
-                print(best, f"{error(best):.4f}", f"after {len(errors)} tables", flush=True)
-    finally:
-        tables["balanced"] = known
+    best = min(starts, key=error)
+    print(best, f"{error(best):.4f}", flush=True)
+    while len(errors) < tries:
+        moved = list(best)
+        for _ in range(rng.choice((1, 1, 2))):
+            computed = rng.choice([i for i in range(1, STEPS) if moved[i] == "F"])
+            cached = rng.choice([i for i in range(1, STEPS) if moved[i] == "S"])
+            moved[computed], moved[cached] = "S", "F"
+        candidate = "".join(moved)
+        if "S" * (longest + 1) not in candidate and error(candidate) < error(best):
+            best = candidate
+            print(best, f"{error(best):.4f}", f"after {len(errors)} tables", flush=True)
     return best
 
 
@@ -260,10 +269,12 @@ def main() -> int:
     parser.add_argument("--demo", type=Path, default=ROOT / "demo", help="the folder of the demo's three files")
     parser.add_argument("--prompts", type=Path, default=ROOT / "demo" / "prompts.csv", help="what is scored")
     parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--fresh", type=int, metavar="SEED", help="other captions and noise, none searched with")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--cfg", type=float, default=4.5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to measure")
+    parser.add_argument("--tables", nargs="+", default=[], help="tables of steps to measure too, such as FFSSFSSF")
     parser.add_argument("--search", type=float, metavar="PART", help="look for a table that computes this part")
     parser.add_argument("--searched", type=int, default=8, help="captions that --search looks at")
     parser.add_argument("--tries", type=int, default=120, help="tables that --search tries")
@@ -284,8 +295,12 @@ def main() -> int:
                 demo = Demo(args.demo, host, other_scenes(scenes, args.searched), args.steps, args.cfg, seed=6)
                 print(search(demo, args.search, args.tries, args.longest))
                 return 0
-            runs = Demo(args.demo, host, scenes, args.steps, args.cfg, seed=5)
-        rows = measure(runs, args.rounds, args.only)
+            if args.fresh is not None:
+                seen = [*scenes, *other_scenes(scenes, args.searched)]
+                scenes = other_scenes(seen, args.pictures, seed=1000 + args.fresh)
+            runs = Demo(args.demo, host, scenes, args.steps, args.cfg, seed=5 if args.fresh is None else args.fresh)
+        SETTINGS.update({table: {"method": table} for table in args.tables})
+        rows = measure(runs, args.rounds, [*args.only, *args.tables])
     if args.plot:
         plot(rows, args.plot)
     return 0

@@ -95,7 +95,9 @@ class Block(nn.Module):
         modulation = raw(self.scale_shift_table, t0) + t0
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)  # (B, 1, D)
         normed = modulated_norm(self.norm1, x, shift_msa, scale_msa)
-        x = torch.addcmul(x, gate_msa, self.attn(narrow(normed, t0.dtype), transformer_options))
+        attended = self.attn(narrow(normed, t0.dtype), transformer_options)
+        del normed  # or it would wait beside what comes
+        x = torch.addcmul(x, gate_msa, attended)
         x = accumulate(x, self.cross_attn(narrow(x, t0.dtype), caption, bias, transformer_options, keys_values))
         normed = modulated_norm(self.norm2, x, shift_mlp, scale_mlp)
         return accumulate(x, self.mlp(narrow(normed, t0.dtype), transformer_options.get(WORKSPACE)), gate_mlp)

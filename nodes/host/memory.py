@@ -20,34 +20,35 @@ MATRIX_BACKENDS = ("attention_sub_quad", "attention_split", "attention_basic")
 QUERY_CHUNKS = (4096, 2048, 1024, 512, 256)
 SMALLEST_CHUNK = 512
 
-HELD = 3
-"""Token tensors that the allocator has been given back and keeps between two uses, measured at 512 to 768 pixels."""
-SMALL = 20 * 2**20
+HELD = 1
+"""Token tensors' worth that an allocator keeps between two uses, as holes that nothing fits into."""
+SMALL = 4 * 2**20
 """Bytes for all that does not grow with the picture."""
 
 
 def forward_bytes(config: PixArtConfig, shape, dtype: torch.dtype, device: torch.device) -> float:
     """Bytes at the peak of a forward with latents (B, C, H, W), beside the weights and the latents.
 
-    Either in a block's MLP, where its hidden layer stands before and after the GELU, or in self-attention. Counted in
-    token tensors (B, N, D): those that the blocks began with, the block's input, what attention has made of it once
-    the MLP's turn comes, and the modulated norm, all of which wait; and what is listed here.
+    Either in a block's MLP or in its self-attention. Counted in token tensors (B, N, D): those that the blocks began
+    with, the block's input, what attention has made of it once the MLP's turn comes, and the modulated norm, all of
+    which wait; and what is listed here. Memory that a run on the processor keeps for results counts as much.
     """
     batch, _, height, width = shape
     rows, columns = (math.ceil(side / config.patch_size) for side in (height, width))
     tokens = rows * columns
     unit = batch * tokens * config.hidden_size * dtype.itemsize
     residual = 2 if dtype == torch.float16 else 1  # summed in float32 where layers compute in fp16
-    mlp = (3 * residual + 1 + HELD + 2 * config.mlp_hidden_size / config.hidden_size) * unit + SMALL
+    norm = 3 if dtype == torch.float16 else 1  # in float32, and what layers are given
+    mlp = (3 * residual + norm + config.mlp_hidden_size / config.hidden_size + 1) * unit  # hidden layer; output
 
     keys = most_keys(config, rows, columns)
-    attention = (2 * residual + 1 + 3 + 1) * unit  # qkv; the output
+    attention = (2 * residual + norm + 3 + 2) * unit  # qkv; the output, before and after its projection
     if keys < tokens:
         attention += 2 * keys / tokens * unit
     if compat.attention_backend(device) in MATRIX_BACKENDS:
         copies = 1 + 2 * keys / tokens  # of queries, keys and values, head by head
         attention += copies * unit + score_bytes(batch * config.num_heads, tokens, keys, dtype, device)
-    return max(mlp, attention)
+    return max(mlp, attention) + HELD * unit + SMALL
 
 
 def most_keys(config: PixArtConfig, rows: int, columns: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from importlib import import_module
 
@@ -259,3 +261,41 @@ def test_a_caption_of_the_wrong_width_is_refused_with_the_remedy(sigma):
 def test_another_model_is_refused_by_name(host_model):
     with pytest.raises(ValueError, match="This MODEL is NoneType, not a PixArt model"):
         host_model.pixart_model(None)
+
+
+def test_a_run_keeps_memory_for_its_layers_until_it_ends(sigma, pack, monkeypatch):
+    """With this host's own layers, and to the same numbers as without."""
+    compat = import_module(f"{pack.__name__}.nodes.host.compat")
+    workspaces, make = [], compat.workspace
+
+    def noted():
+        workspace = make()
+        workspaces.append((weakref.ref(workspace), workspace.slots))
+        return workspace
+
+    positive, negative = caption(9, 1), caption(4, 2)
+    monkeypatch.setattr(compat, "workspace", noted)
+    kept = sample(sigma, positive, negative)
+    assert any(len(slots) == 2 for _, slots in workspaces)
+    gc.collect()
+    assert all(reference() is None for reference, _ in workspaces)
+
+    monkeypatch.setattr(compat, "workspace", lambda: type(make())(plain=()))
+    assert torch.equal(sample(sigma, positive, negative), kept)
+
+
+def test_an_interruption_is_heeded_at_a_layer_that_writes_into_kept_memory(pack, monkeypatch):
+    import comfy.model_management
+    import comfy.ops
+
+    compat = import_module(f"{pack.__name__}.nodes.host.compat")
+    layer = comfy.ops.disable_weight_init.Linear(8, 12, dtype=torch.float32)
+    x, workspace = torch.randn(1, 3, 8), compat.workspace()
+    workspace.linear(layer, x, "wide")
+    assert workspace.slots
+    comfy.model_management.interrupt_current_processing()
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            workspace.linear(layer, x, "wide")
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
