@@ -163,7 +163,7 @@ def test_a_far_size_is_said_once_a_run_with_the_bin_that_fits(dense, caplog):
 @pytest.fixture(scope="module")
 def told_and_taken(host, tmp_path_factory) -> list[dict]:
     """Of forwards at released width, by a process whose allocator hides nothing."""
-    path = write_checkpoint(tmp_path_factory.mktemp("wide") / "wide.safetensors", WIDE)
+    path = random_checkpoint(tmp_path_factory.mktemp("wide") / "wide.safetensors", WIDE)
     command = [sys.executable, str(forward_memory.__file__), str(host.path), path, *map(str, MEASURED)]
     env = os.environ | forward_memory.GIVE_BACK
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
