@@ -6,6 +6,13 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .files import written
+from .terminal import fail, leave
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 
@@ -51,6 +58,23 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def picture_format(path: Path) -> str:
+    """What Pillow calls the format that a name's ending asks for. Raises ValueError where it can write none."""
+    from PIL import Image
+
+    known = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
+    if path.suffix.lower() not in known:
+        ending = f"The ending {path.suffix}" if path.suffix else "A name without an ending"
+        raise ValueError(f"--out {path}: {ending} does not say how to write a picture. Name it .png, .jpg or .webp.")
+    return known[path.suffix.lower()]
+
+
+def keep(picture: Image.Image, path: Path) -> None:
+    """Save a picture whole or not at all, in the format of its name."""
+    with written(path) as partial:
+        picture.save(partial, format=picture_format(path))
+
+
 def draw(args: argparse.Namespace) -> Path:
     """Draw and save the picture; returns its absolute path."""
     import torch
@@ -59,6 +83,7 @@ def draw(args: argparse.Namespace) -> Path:
 
     if (args.prompt is None) == (args.caption is None):
         raise ValueError("Give a prompt or --caption, one of the two.")
+    picture_format(args.out)  # before minutes of drawing
     dtype = getattr(torch, DTYPES[args.dtype])
     t5 = None if args.caption and args.negative_caption else args.t5
     pipeline = PixArtPipeline.load(
@@ -77,8 +102,7 @@ def draw(args: argparse.Namespace) -> Path:
         clean=args.clean_caption,
         progress=True,
     )[0]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(args.out)
+    keep(picture, args.out)
     return args.out.resolve()
 
 
@@ -96,11 +120,5 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def fail(message: str) -> int:
-    """Say what went wrong in one line."""
-    sys.stderr.write("pixart: " + " ".join(message.split()) + "\n")
-    return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -12,9 +12,10 @@ import os
 import sys
 from pathlib import Path
 
-from ..__main__ import DEMO, DTYPES, LORA_HELP, fail, lora_argument
+from ..__main__ import DEMO, DTYPES, LORA_HELP, lora_argument
 from ..guidance import NONE, STATIC
 from ..sampling import DIFFUSERS, DPM_SOLVER, FEW_STEP_METHODS, ORIGINAL, REFERENCE_METHODS
+from ..terminal import fail, leave
 from .judges import NAMES as JUDGES
 
 PROMPTS = DEMO / "prompts.csv"
@@ -141,4 +142,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..__main__ import DTYPES, fail
+from ..__main__ import DTYPES
+from ..terminal import fail, leave
 from .captions import MAX_PROMPT, MAX_TOKENS, Caption, load_caption, save_caption
 from .cleaning import clean_prompt
 from .tokens import SIGMA_TOKENS, Tokenizer, encode_prompt
@@ -152,4 +153,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -29,7 +29,8 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from ..__main__ import DEMO, fail
+from ..__main__ import DEMO
+from ..terminal import fail, leave
 from .settings import COMPRESSION, CONTROLNET, METHODS, PRECISIONS, SCHEDULES, TARGETS, TrainSettings
 
 CHOICES = {"method": METHODS, "schedule": SCHEDULES, "precision": PRECISIONS, "targets": tuple(TARGETS)}
@@ -236,4 +237,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from ..__main__ import fail
 from ..checkpoint import load_transformer, open_checkpoint
 from ..checkpoint.keys import diffusers_names
+from ..terminal import fail, leave
 from ..transformer import PixArtTransformer
 from .adapters import PREFIX
 from .writing import SOFTWARE, Base, lora_metadata, write_safetensors
@@ -113,4 +113,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)
