@@ -225,7 +225,7 @@ IN_BOTH_READMES = {
     "nodes": r"`PixArt\w+`",
     "links": r"\]\((?!README)[^)]+\)",
     "rows of tables": r"^\|(?= )",
-    "figures of speed": r"^\| \d+ \|(?=.*\d)|\d\.\d\d(?= \|)",
+    "figures of speed": r"^\| \d+ (?=\|.*\.)|(?<=\| )\d\.\d\d(?= \|.*\d\.\d\d \|$)|\d\.\d\d(?= \|$)",
     "points of lists": r"^- \*\*",
     "options, endings and folders": r"`(?:--[\w-]+|\.\w+|models/\w+)",
 }
