@@ -31,6 +31,7 @@ NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)*(?![\d])")
 
 PLACEHOLDER = re.compile(r"%\w+%")
 
+PICTURES = {"en": "node.png", "zh": "node.zh.png"}
 PAGES = {"en": "## Inputs", "zh": "## 输入"}
 GRAPHS = {"en": "## A minimal graph", "zh": "## 最小工作流"}
 
@@ -141,7 +142,8 @@ def test_a_help_page_explains_every_input_and_output(node, language):
     labels = locales.read(language)[node.node_id]
     assert page.startswith(f"# {labels['display_name']}\n")
     assert PAGES[language] in page and GRAPHS[language] in page
-    assert f"]({node.node_id}/node.png)" in page and (locales.DOCS / node.node_id / "node.png").is_file()
+    picture = PICTURES[language]
+    assert f"]({node.node_id}/{picture})" in page and (locales.DOCS / node.node_id / picture).is_file()
     rows = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     names = [entry.name for entry in node.inputs]
     assert rows[: len(names)] == names
