@@ -238,3 +238,16 @@ def test_missing_blank_and_stale_keys_are_told_apart():
     expected = {"Node": {"display_name": "A", "inputs": {"x": {"name": "x"}}}}
     found = {"Node": {"display_name": " ", "inputs": {"y": {"name": "y"}}}}
     assert locales.compare(expected, found) == (["Node.display_name", "Node.inputs.x.name"], ["Node.inputs.y.name"])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nodes_are_called_by_the_name_that_their_users_see(language):
+    """Tooltips, and Chinese help pages, name other nodes as this language does and never in English."""
+    texts = {name_of(path): text for path, text in translation(language).items()}
+    if language in PAGES:
+        texts |= {str(page): page.read_text(encoding="utf-8") for page in locales.DOCS.glob(f"*/{language}.md")}
+    own = {path[0]: text for path, text in translation(language).items() if path[1:] == ("display_name",)}
+    english = {path[0]: text for path, text in locales.strings(ENGLISH) if path[1:] == ("display_name",)}
+    foreign = {name for node_id, name in english.items() if own[node_id] != name}
+    assert len(own) == len(english) and (foreign or language == "en")
+    assert {where: name for where, text in texts.items() for name in foreign if name in text} == {}
