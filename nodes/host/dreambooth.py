@@ -49,17 +49,17 @@ def load_dreambooth(model, path: str, strength: float):
 
 
 def check_same_shape(base, fine) -> None:
+    if base.config.null_caption and fine.config.null_caption and base.config.family != fine.config.family:
+        raise ValueError(
+            f"{fine.path.name} is PixArt-{fine.config.family}, {base.name} is PixArt-{base.config.family}: it is no "
+            "fine-tune of it. Choose the checkpoint that it was trained from as the model."
+        )
     ours, theirs = dataclasses.asdict(base.config), dataclasses.asdict(fine.config)
     if wrong := [name for name in SHAPE if ours[name] != theirs[name]]:
         listed = ", ".join(f"{name} {theirs[name]} instead of {ours[name]}" for name in wrong)
         raise ValueError(
             f"{fine.path.name} is no fine-tune of {base.name}: it has {listed}. Choose the checkpoint that it was "
             "trained from as the model, or open it by itself with PixArt Load Checkpoint."
-        )
-    if base.config.null_caption and fine.config.null_caption and base.config.family != fine.config.family:
-        raise ValueError(
-            f"{fine.path.name} is PixArt-{fine.config.family}, {base.name} is PixArt-{base.config.family}: it is no "
-            "fine-tune of it. Choose the checkpoint that it was trained from as the model."
         )
 
 

@@ -62,7 +62,7 @@ def test_a_seed_is_the_files_own_or_follows_from_the_place_in_the_file(tmp_path)
     ("name", "text", "message"),
     [
         ("words.csv", "sentence,kind\nA cat,x\n", "columns 'sentence', 'kind'.*“prompt”"),
-        ("empty.txt", "# only a heading\n", "holds no prompt"),
+        ("empty.txt", "# only a heading\n", "empty.txt holds no prompt: write one on every line"),
         ("odd.json", '[{"prompt": 3}]', "entry 1"),
         ("odd.json", "{", "no JSON"),
         ("odd.json", '"text"', "holds a str"),
