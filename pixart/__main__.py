@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .command import DTYPES, add_drawing_options, add_model_options, carry_out
+from .files import written
+from .terminal import leave
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +33,23 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def picture_format(path: Path) -> str:
+    """What Pillow calls the format that a name's ending asks for. Raises ValueError where it can write none."""
+    from PIL import Image
+
+    known = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
+    if path.suffix.lower() not in known:
+        ending = f"The ending {path.suffix}" if path.suffix else "A name without an ending"
+        raise ValueError(f"--out {path}: {ending} does not say how to write a picture. Name it .png, .jpg or .webp.")
+    return known[path.suffix.lower()]
+
+
+def keep(picture: Image.Image, path: Path) -> None:
+    """Save a picture whole or not at all, in the format of its name."""
+    with written(path) as partial:
+        picture.save(partial, format=picture_format(path))
+
+
 def draw(args: argparse.Namespace) -> Path:
     """Draw and save the picture; returns its absolute path.
 
@@ -35,16 +57,12 @@ def draw(args: argparse.Namespace) -> Path:
     pipeline raises.
     """
     import torch
-    from PIL import Image
 
-    from .files import written
     from .pipeline import PixArtPipeline
 
     if (args.prompt is None) == (args.caption is None):
         raise ValueError("Give a prompt or --caption, one of the two.")
-    kind = Image.registered_extensions().get(args.out.suffix.lower())
-    if kind is None:
-        raise ValueError(f"{args.out.name} does not end as a picture does: call it {args.out.stem}.png, for example.")
+    picture_format(args.out)  # before minutes of drawing
     dtype = getattr(torch, DTYPES[args.dtype])
     t5 = None if args.caption and args.negative_caption else args.t5
     pipeline = PixArtPipeline.load(
@@ -63,8 +81,7 @@ def draw(args: argparse.Namespace) -> Path:
         clean=args.clean_caption,
         progress=True,
     )[0]
-    with written(args.out) as partial:
-        picture.save(partial, format=kind)
+    keep(picture, args.out)
     return args.out.resolve()
 
 
@@ -76,4 +93,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

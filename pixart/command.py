@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from .terminal import fail
+
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -53,6 +55,8 @@ def carry_out(work: Callable[[], str]) -> int:
     """
     try:
         told = work()
+    except BrokenPipeError:  # whoever read has left: see terminal.leave
+        raise
     except ModuleNotFoundError as error:
         return fail(f"the package {error.name} is missing: pip install {error.name}")
     except (ValueError, OSError, RuntimeError) as error:
@@ -62,9 +66,3 @@ def carry_out(work: Callable[[], str]) -> int:
     if told:
         sys.stdout.write(f"{told}\n")
     return 0
-
-
-def fail(message: str) -> int:
-    """Say what went wrong in one line."""
-    sys.stderr.write("pixart: " + " ".join(message.split()) + "\n")
-    return 2

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import ALPHA, PixArtConfig
+from .terminal import fail, leave
 
 PACK = Path(__file__).resolve().parent.parent
 PACKAGES = ("transformers", "tokenizers", "safetensors", "sentencepiece", "numpy")
@@ -309,10 +310,9 @@ def main(argv: list[str] | None = None) -> int:
         for line in report(find_comfyui(p.parse_args(argv).comfyui)):
             sys.stdout.write(line + "\n")
     except ValueError as error:
-        sys.stderr.write(f"pixart: {error}\n")
-        return 2
+        return fail(str(error))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

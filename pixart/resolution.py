@@ -128,7 +128,7 @@ def bin_named(base: int, label_or_ratio: str) -> Bin:
         near = sorted(table, key=lambda entry: abs(float(entry.ratio) - wanted))[:3]
         raise ValueError(
             f"No table has the ratio {wanted:g} (height / width); near it at base {base}: "
-            f"{'; '.join(entry.label for entry in near)}. For any size, use the nearest-resolution node."
+            f"{'; '.join(entry.label for entry in near)}. For any size, use PixArt Nearest Resolution."
         )
     return nearest_bin(elsewhere.height, elsewhere.width, base)
 

@@ -85,9 +85,10 @@ def reference_timesteps(steps: int, start: float = 1.0) -> torch.Tensor:
     Raises ValueError for more steps than there are timesteps, or none.
     """
     top = round((TRAINED - 1) * start)
-    if not 1 <= steps <= top + 1:
+    most = max(top, 1)  # one more, and two of them would round to the same timestep: a step from a level to itself
+    if not 1 <= steps <= most:
         raise ValueError(
-            f"steps is {steps}, but between timestep {top} and 0 there are 1 to {top + 1}: set fewer steps"
+            f"steps is {steps}, but between timestep {top} and 0 there are 1 to {most}: set fewer steps"
             + (", or begin from more noise." if start < 1 else ".")
         )
     # NumPy's spacing and rounding, half to even, in double precision: diffusers counts so.

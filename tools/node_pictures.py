@@ -1,7 +1,8 @@
 """``python tools/node_pictures.py http://127.0.0.1:8188``: a picture of every node, for the help pages.
 
 Opens a running ComfyUI in a Chromium (see tools/test.py), puts each node of the pack on an empty canvas, and writes
-js/docs/<id>/node.png. Help pages show it as ``![name](<id>/node.png)``: the front end resolves that from js/docs/.
+js/docs/<id>/node.png, and node.zh.png in Chinese. Help pages show them as ``![name](<id>/node.png)``: the front end
+resolves that from js/docs/. Ids after the address limit what is taken.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from tools.environment import ROOT, say
 from tools.test import find_browser
+
+PICTURES = {"en": "node.png", "zh": "node.zh.png"}
+"""Language of the front end → name of the picture: a language that has help pages of its own has pictures too."""
 
 READY = "() => window.app?.vueAppReady && window.app.extensionManager?.workflow?.activeWorkflow"
 PLACE = """([type, number]) => {
@@ -26,6 +30,8 @@ PLACE = """([type, number]) => {
     app.graph.state.lastNodeId = number;
     const node = LiteGraph.createNode(type);
     node.pos = [300, 200];
+    // Wide enough for its title, which the canvas cuts otherwise.
+    node.setSize([Math.max(node.size[0], 240), node.size[1]]);
     app.graph.add(node);
     app.canvas.ds.scale = 1;
     app.canvas.ds.offset = [0, 0];
@@ -46,24 +52,30 @@ PLACE = """([type, number]) => {
 }"""
 
 
+def open_page(page: Page, address: str, language: str) -> None:
+    settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": language,
+                "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}  # fmt: skip
+    for name, value in settings.items():
+        page.request.post(f"{address}/settings/{name}", data=json.dumps(value))
+    page.goto(address, timeout=180_000)
+    page.wait_for_function(READY, timeout=180_000)
+
+
 def main() -> int:
     address, *wanted = sys.argv[1:]
     nodes = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_context(viewport={"width": 1200, "height": 1000}).new_page()
-        for name, value in {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en",
-                            "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}.items():  # fmt: skip
-            page.request.post(f"{address}/settings/{name}", data=json.dumps(value))
-        page.goto(address, timeout=180_000)
-        page.wait_for_function(READY, timeout=180_000)
-        for number, node_id in enumerate(wanted or nodes, start=1):
-            clip = page.evaluate(PLACE, [node_id, number])
-            page.wait_for_timeout(1200)
-            picture = Image.open(io.BytesIO(page.screenshot(clip=clip)))
-            target = ROOT / "js" / "docs" / node_id / "node.png"
-            picture.convert("RGB").quantize(64).save(target, optimize=True)
-            say(f"{target.relative_to(ROOT)}: {target.stat().st_size} bytes")
+        for language, name in PICTURES.items():
+            open_page(page, address, language)
+            for number, node_id in enumerate(wanted or nodes, start=1):
+                clip = page.evaluate(PLACE, [node_id, number])
+                page.wait_for_timeout(1200)
+                picture = Image.open(io.BytesIO(page.screenshot(clip=clip)))
+                target = ROOT / "js" / "docs" / node_id / name
+                picture.convert("RGB").quantize(64).save(target, optimize=True)
+                say(f"{target.relative_to(ROOT)}: {target.stat().st_size} bytes")
         browser.close()
     return 0
 

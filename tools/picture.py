@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pixart.terminal import leave
 from tools.comfyui import Host, HostError, Server, find_hosts, has_gpu, installed_by_us, own_python
 from tools.environment import ROOT, SetupError, build, cache_folder, environment, python_of, run, say
 from tools.workflow import WorkflowError, personalise
@@ -193,4 +194,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

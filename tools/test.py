@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pixart.terminal import leave
 from tools.comfyui import Host, HostError, find_hosts
 from tools.environment import ROOT, SetupError, environment, say
 from tools.front_end import own_front_end
@@ -164,6 +165,6 @@ def main(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        leave(lambda: main(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -44,15 +44,15 @@ def load_dreambooth(model, path: str, strength: float):
 
 
 def check_same_shape(base, fine) -> None:
-    if wrong := base.config.other_shape(fine.config):
-        raise ValueError(
-            f"{fine.path.name} is no fine-tune of {base.name}: it has {wrong}. Choose the checkpoint that it was "
-            "trained from as the model, or open it by itself with PixArt Load Checkpoint."
-        )
     if base.config.null_caption and fine.config.null_caption and base.config.family != fine.config.family:
         raise ValueError(
             f"{fine.path.name} is PixArt-{fine.config.family}, {base.name} is PixArt-{base.config.family}: it is no "
             "fine-tune of it. Choose the checkpoint that it was trained from as the model."
+        )
+    if wrong := base.config.other_shape(fine.config):
+        raise ValueError(
+            f"{fine.path.name} is no fine-tune of {base.name}: it has {wrong}. Choose the checkpoint that it was "
+            "trained from as the model, or open it by itself with PixArt Load Checkpoint."
         )
 
 

@@ -63,8 +63,13 @@ def examples_from(images: Sequence[torch.Tensor], captions: Sequence[str], prior
         raise ValueError(f"{what} is empty: connect pictures.")
     texts = captions[0].splitlines() if len(captions) == 1 else list(captions)
     texts = [text.strip() for text in texts if text.strip()] if len(captions) == 1 else texts
-    if not texts:
-        texts = [""]  # which no picture may have
+    texts = texts or [""]
+    blank = next((number for number, text in enumerate(texts, start=1) if not text.strip()), None)
+    if blank is not None:
+        raise ValueError(
+            f"Picture {blank} of {what} has no caption: write one into {'class_captions' if prior else 'captions'}, "
+            "a line for each picture or one line for all."
+        )
     if len(texts) not in (1, len(pictures)):
         raise ValueError(
             f"{what} has {len(pictures)} pictures, and there are {len(texts)} captions for them: give one caption a "
@@ -224,6 +229,8 @@ def feature_digest(features: cache.Features) -> str:
 def safe_name(name: str) -> str:
     """A file name from what was typed; ValueError when it leads elsewhere or is none."""
     name = name.strip().removesuffix(".safetensors")
+    if not name:
+        raise ValueError("lora_name is empty: write a name for the file, such as my-concept.")
     if not re.fullmatch(r"[^\\/:*?\"<>|\x00-\x1f]{1,100}", name) or name.startswith("."):
         raise ValueError(f"lora_name {name!r} is no plain file name: leave out / \\ : * ? and leading dots.")
     if oddity := names.oddity(f"{name}.safetensors") or names.oddity(name):

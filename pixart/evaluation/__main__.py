@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from pathlib import Path
 
 from ..command import DEMO, DTYPES, add_drawing_options, add_model_options, carry_out
 from ..guidance import NONE, STATIC
 from ..sampling import DIFFUSERS, DPM_SOLVER, FEW_STEP_METHODS, FLASH, LCM, ORIGINAL, REFERENCE_METHODS
+from ..terminal import leave
 from .judges import NAMES as JUDGES
 
 PROMPTS = DEMO / "prompts.csv"
@@ -140,4 +140,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

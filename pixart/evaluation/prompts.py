@@ -78,7 +78,7 @@ def one_line(text: str) -> str:
 def check_sizes(prompts: Sequence[Prompt], name: str) -> None:
     """Raises ValueError for no prompt, too many, or one that is too long."""
     if not prompts:
-        raise ValueError(f"{name} holds no prompt.")
+        raise ValueError(f"{name} holds no prompt: write one on every line.")
     if len(prompts) > MAX_PROMPTS:
         raise ValueError(f"{name} holds {len(prompts)} prompts, more than {MAX_PROMPTS}: split it.")
     for number, prompt in enumerate(prompts, start=1):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from ..command import DTYPES, carry_out
 from ..plain_text import read_text
+from ..terminal import leave
 from .captions import MAX_PROMPT, MAX_TOKENS, Caption, load_caption, save_caption
 from .cleaning import clean_prompt
 from .tokens import SIGMA_TOKENS, Tokenizer, encode_prompt
@@ -148,4 +148,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 
 from ..command import add_model_options, carry_out
+from ..terminal import leave
 from .settings import COMPRESSION, CONTROLNET, METHODS, PRECISIONS, SCHEDULES, TARGETS, TrainSettings
 
 CHOICES = {"method": METHODS, "schedule": SCHEDULES, "precision": PRECISIONS, "targets": tuple(TARGETS)}
@@ -224,4 +225,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -9,7 +9,6 @@ Of each linear layer's difference the largest singular values are kept, which no
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from ..checkpoint import load_transformer, open_checkpoint
 from ..checkpoint.keys import diffusers_names, list_names
 from ..command import carry_out
+from ..terminal import leave
 from ..transformer import PixArtTransformer
 from .adapters import PREFIX
 from .writing import SOFTWARE, Base, lora_metadata, write_safetensors
@@ -115,4 +115,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

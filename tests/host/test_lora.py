@@ -525,6 +525,13 @@ def test_a_fine_tune_of_another_model_is_refused(host, base, tmp_path):
         host["dreambooth"].load_dreambooth(base, str(tmp_path / "other.safetensors"), 1.0)
 
 
+def test_a_fine_tune_of_the_other_family_is_refused_by_its_name(host):
+    demo = Path(__file__).resolve().parents[2] / "demo"
+    model = host["model"].load_model(str(demo / "pixart-demo-sigma.safetensors"))
+    with pytest.raises(ValueError, match="alpha.safetensors is PixArt-alpha, pixart-demo-sigma.* is PixArt-sigma"):
+        host["dreambooth"].load_dreambooth(model, str(demo / "pixart-demo-alpha.safetensors"), 1.0)
+
+
 def test_a_checkpoint_that_hardly_is_a_fine_tune_is_remarked_upon(host, base, tmp_path, caplog):
     path = write(tmp_path / "stranger.safetensors", random_state(seed=5))
     host["dreambooth"].load_dreambooth(base, path, 1.0)

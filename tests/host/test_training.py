@@ -141,11 +141,13 @@ def test_pictures_of_any_sizes_come_as_a_list(node_classes, parts):
     ("inputs", "message"),
     [
         ({"captions": "one\ntwo\nthree"}, "images has 2 pictures, and there are 3 captions"),
-        ({"captions": " \n"}, "Picture 1 of images has no caption"),
+        ({"captions": " \n"}, "Picture 1 of images has no caption: write one into captions, "),
         ({"images": torch.zeros(0, 64, 64, 3)}, "images is empty"),
-        ({"class_images": torch.rand(1, 64, 64, 3)}, "Picture 1 of class_images has no caption"),
+        ({"class_images": torch.rand(1, 64, 64, 3)}, "class_images has no caption: write one into class_captions, "),
         ({"images": torch.full((1, 64, 64, 3), float("nan"))}, "holds NaN"),
+        ({"captions": ["one", " "]}, "Picture 2 of images has no caption: write one into captions"),
         ({"lora_name": "../elsewhere"}, "no plain file name"),
+        ({"lora_name": " "}, "lora_name is empty: write a name"),
         ({"batch_size": 3, "accumulation": 2}, "batch_size 3 .* multiple of 2"),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_seed_is_the_files_own_or_follows_from_the_place_in_the_file(tmp_path)
     ("name", "text", "message"),
     [
         ("words.csv", "sentence,kind\nA cat,x\n", "columns 'sentence', 'kind'.*“prompt”"),
-        ("empty.txt", "# only a heading\n", "holds no prompt"),
+        ("empty.txt", "# only a heading\n", "empty.txt holds no prompt: write one on every line"),
         ("open.csv", 'prompt,category\n"a cat,x\nb,y\n', "unexpected end of data.*written twice"),
         ("bare.csv", 'prompt,category\n"Exit" sign,x\n', "expected after.*written twice"),
         ("latin.csv", "prompt\n\udce9\n", "no UTF-8 text .see byte 7.: save it as UTF-8"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pixart import files
+from pixart.__main__ import keep
 from pixart.evaluation.results import Result, recorded, save_picture, write_table
 from pixart.training.writing import write_safetensors
 
@@ -44,6 +45,12 @@ def write_a_picture(path) -> None:
     save_picture(Image.new("RGB", (64, 64)), path)
 
 
+def write_one_drawn_picture(path) -> None:
+    from PIL import Image
+
+    keep(Image.new("RGB", (64, 64)), path)
+
+
 def write_tensors(path) -> None:
     write_safetensors(path, {"a": torch.zeros(100_000)}, {"b": "c"})
 
@@ -65,7 +72,7 @@ def write_a_caption(path) -> None:
     save_caption(Caption(torch.ones(3, 8), None, "a prompt", None, {}), path)
 
 
-WRITERS = [write_a_table, write_a_picture, write_tensors, write_a_state, write_a_caption]
+WRITERS = [write_a_table, write_a_picture, write_one_drawn_picture, write_tensors, write_a_state, write_a_caption]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
@@ -78,16 +85,16 @@ def test_on_a_full_disk_every_writer_says_so_and_keeps_what_was_there(tmp_path, 
         partial.symlink_to("/dev/full")
         return partial
 
-    path = tmp_path / "file.csv"
+    path = tmp_path / f"file.{'png' if writer is write_one_drawn_picture else 'csv'}"
     writer(path)
     before = path.read_bytes()
     monkeypatch.setattr(files, "partial_of", on_a_full_disk)
-    with pytest.raises(ValueError, match="file.csv could not be written to .*No space left on device.*Make room"):
+    with pytest.raises(ValueError, match=f"{path.name} could not be written to .*No space left on device.*Make room"):
         writer(path)
-    assert path.read_bytes() == before and names(tmp_path) == ["file.csv"]
+    assert path.read_bytes() == before and names(tmp_path) == [path.name]
     monkeypatch.undo()
     writer(path)
-    assert names(tmp_path) == ["file.csv"]
+    assert names(tmp_path) == [path.name]
 
 
 def test_a_disk_that_the_safetensors_library_fails_on_is_told_in_the_same_words(tmp_path, monkeypatch):

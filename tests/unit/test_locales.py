@@ -31,6 +31,7 @@ NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)*(?![\d])")
 
 PLACEHOLDER = re.compile(r"%\w+%")
 
+PICTURES = {"en": "node.png", "zh": "node.zh.png"}
 PAGES = {"en": "## Inputs", "zh": "## 输入"}
 GRAPHS = {"en": "## A minimal graph", "zh": "## 最小工作流"}
 
@@ -141,7 +142,8 @@ def test_a_help_page_explains_every_input_and_output(node, language):
     labels = locales.read(language)[node.node_id]
     assert page.startswith(f"# {labels['display_name']}\n")
     assert PAGES[language] in page and GRAPHS[language] in page
-    assert f"]({node.node_id}/node.png)" in page and (locales.DOCS / node.node_id / "node.png").is_file()
+    picture = PICTURES[language]
+    assert f"]({node.node_id}/{picture})" in page and (locales.DOCS / node.node_id / picture).is_file()
     rows = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     names = [entry.name for entry in node.inputs]
     assert rows[: len(names)] == names
@@ -236,3 +238,16 @@ def test_missing_blank_and_stale_keys_are_told_apart():
     expected = {"Node": {"display_name": "A", "inputs": {"x": {"name": "x"}}}}
     found = {"Node": {"display_name": " ", "inputs": {"y": {"name": "y"}}}}
     assert locales.compare(expected, found) == (["Node.display_name", "Node.inputs.x.name"], ["Node.inputs.y.name"])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nodes_are_called_by_the_name_that_their_users_see(language):
+    """Tooltips, and Chinese help pages, name other nodes as this language does and never in English."""
+    texts = {name_of(path): text for path, text in translation(language).items()}
+    if language in PAGES:
+        texts |= {str(page): page.read_text(encoding="utf-8") for page in locales.DOCS.glob(f"*/{language}.md")}
+    own = {path[0]: text for path, text in translation(language).items() if path[1:] == ("display_name",)}
+    english = {path[0]: text for path, text in locales.strings(ENGLISH) if path[1:] == ("display_name",)}
+    foreign = {name for node_id, name in english.items() if own[node_id] != name}
+    assert len(own) == len(english) and (foreign or language == "en")
+    assert {where: name for where, text in texts.items() for name in foreign if name in text} == {}

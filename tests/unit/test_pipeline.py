@@ -117,9 +117,7 @@ def alpha(files) -> PixArtPipeline:
 def watch(layer: torch.nn.Module) -> tuple[list, object]:
     """The positional arguments of every forward of ``layer``, and the handle that ends the watch."""
     calls: list = []
-    handle = layer.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
-    )
+    handle = layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
     return calls, handle
 
 
@@ -444,9 +442,7 @@ def test_a_prompt_becomes_a_picture_of_the_checkpoints_size(sigma):
 def test_bfloat16_runs_and_stays_near_float32(files, sigma):
     half = PixArtPipeline.load(files["sigma"], files["t5"], files["vae"], dtype=torch.bfloat16)
     settings = {"height": 64, "width": 64, "steps": 2, "seed": 0}
-    found, wanted = (
-        p.sample(p.encode(["a star"]), p.encode([""]), **settings) for p in (half, sigma)
-    )
+    found, wanted = (p.sample(p.encode(["a star"]), p.encode([""]), **settings) for p in (half, sigma))
     assert found.dtype == torch.float32
     assert 0 < (found - wanted).abs().max() < 0.1 * wanted.abs().max()
 
@@ -518,9 +514,18 @@ def test_the_command_leaves_an_old_picture_whole_when_the_disk_is_full(files, tm
     assert out.read_bytes() == b"old" and list(tmp_path.iterdir()) == [out]
 
 
-def test_the_command_asks_for_a_pictures_name_before_it_draws(files, tmp_path, capsys):
-    assert main(arguments(files, tmp_path / "star.pictur")) == 2
-    assert "star.pictur does not end as a picture does: call it star.png" in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "format"), [("star.jpg", "JPEG"), ("star.WEBP", "WEBP")])
+def test_the_command_writes_the_format_that_the_name_asks_for(files, tmp_path, name, format):
+    assert main(arguments(files, tmp_path / name, "--width", "64", "--height", "64")) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".", "star"))] == [name]
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == format
+
+
+@pytest.mark.parametrize(("name", "found"), [("star.psd", "The ending .psd"), ("star", "A name without an ending")])
+def test_the_command_refuses_a_name_that_is_no_pictures_before_it_draws(files, tmp_path, capsys, name, found):
+    assert main(arguments(files, tmp_path / name, "--checkpoint", "nowhere.safetensors")) == 2
+    assert f"{found} does not say how to write a picture. Name it .png, .jpg or .webp." in capsys.readouterr().err
 
 
 def test_the_command_names_a_model_file_that_is_not_there(files, tmp_path, capsys):

@@ -154,6 +154,15 @@ def test_reference_timesteps_and_levels_are_those_of_diffusers(kind, steps):
     assert torch.allclose(sampling.reference_sigmas(method, steps), scheduler.sigmas, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("start", "most"), [(1.0, 999), (0.3, 300), (0.01, 10), (0.0001, 1)])
+def test_as_many_reference_steps_as_there_are_timesteps_and_no_more(start, most):
+    for steps in {1, most // 2 or 1, most - 1 or 1, most}:
+        levels = sampling.reference_sigmas("dpm-solver++", steps, start)
+        assert len(levels) == steps + 1 and (levels.diff() < 0).all()
+    with pytest.raises(ValueError, match=rf"steps is {most + 1}, .* there are 1 to {most}: set fewer steps"):
+        sampling.reference_sigmas("dpm-solver++", most + 1, start)
+
+
 @pytest.mark.parametrize("steps", [5, 20])
 def test_dpm_solver_draws_the_latents_of_diffusers_pipeline(model, peer, captions, steps):
     theirs = pipeline_latents(

@@ -217,3 +217,25 @@ def test_the_readme_lists_the_nodes_that_exist():
     listed = re.findall(r"^\| PixArt [^|]+\| `(\w+)` \|", readme, re.MULTILINE)
     sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "nodes").glob("*.py"))
     assert sorted(listed) == sorted(re.findall(r'node_id="(\w+)"', sources))
+
+
+IN_BOTH_READMES = {
+    "sections": r"^##(?= )",
+    "commands": r"^```\n[^`]*```",
+    "nodes": r"`PixArt\w+`",
+    "links": r"\]\((?!README)[^)]+\)",
+    "rows of tables": r"^\|(?= )",
+    "figures of speed": r"^\| \d+ (?=\|.*\.)|(?<=\| )\d\.\d\d(?= \|.*\d\.\d\d \|$)|\d\.\d\d(?= \|$)",
+    "points of lists": r"^- \*\*",
+    "options, endings and folders": r"`(?:--[\w-]+|\.\w+|models/\w+)",
+}
+
+
+@pytest.mark.parametrize("what", IN_BOTH_READMES)
+def test_the_chinese_readme_has_all_that_the_english_one_has(what):
+    english, chinese = (
+        re.findall(IN_BOTH_READMES[what], (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        for name in ("README.md", "README.zh.md")
+    )
+    assert len(english) > 4 or what == "commands"
+    assert english == chinese

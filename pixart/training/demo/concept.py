@@ -26,6 +26,7 @@ from torchvision.utils import save_image
 from ...checkpoint import load_transformer
 from ...command import DEMO
 from ...pipeline import PixArtPipeline
+from ...terminal import leave
 from .. import __main__ as command
 from ..trainer import LOG
 from .captions import COLOURS, POSITIONS, SHAPES, Scene, random_scene
@@ -172,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

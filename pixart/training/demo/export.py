@@ -21,6 +21,7 @@ import torch
 from ...checkpoint import config_metadata
 from ...config import PixArtConfig
 from ...embeddings import position_grid
+from ...terminal import leave
 from ...text.encoder import open_t5
 from ...text.provenance import CHECKPOINT_PREFIX, mark_t5
 from ..writing import write_safetensors
@@ -224,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

@@ -18,6 +18,7 @@ from torch import nn
 from ...checkpoint import load_transformer, open_checkpoint
 from ...embeddings import pad_tokens
 from ...sampling import LCM_GRID, boundary, lcm_timesteps
+from ...terminal import leave
 from ...transformer import PixArtTransformer
 from ..extract import extract, extract_metadata
 from .captions import random_caption
@@ -175,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)
