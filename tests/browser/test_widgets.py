@@ -148,7 +148,7 @@ def files(server: Server) -> None:
 
 
 def shown(badges: Locator, said: str, count: int = 1) -> None:
-    expect(badges.filter(has_text=said)).to_have_count(count, timeout=30_000)
+    expect(badges.filter(has_text=said)).to_have_count(count)
 
 
 @OLDEST_TOO
