@@ -25,7 +25,7 @@ import nodes
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
 
 MESSAGE = "out of memory, for a test"
-WAIT_LIMIT = 600  # s; ends what a test has left waiting, and must be longer than its other limits
+WAIT_LIMIT = 1800  # s; ends what a test has left waiting, and must be longer than its other limits
 
 
 def of_pack(name: str):
