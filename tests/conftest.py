@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from host_client import Client
 
 from tools.comfyui import Host, Server, find_hosts
@@ -34,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         suite = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         if suite in SUITES:
             item.add_marker(suite)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """The same numbers for what a test or its fixtures draw without a seed, whichever tests ran before it."""
+    random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,7 +20,11 @@ from pathlib import Path
 from tools.environment import ROOT, cache_folder, python_of
 
 PACK_FOLDER = "pixart-nodes"
-BOOT_TIMEOUT = 300.0  # seconds
+BOOT_TIMEOUT = 900.0  # seconds; five minutes are not enough for a machine that does much else
+ANSWER = 300.0  # seconds for the answer to a request
+PORTS = 5
+"""How many ports are tried: between the moment that one is found free and its use another program may take it."""
+PORT_TAKEN = ("address already in use", "Errno 98", "Errno 48", "WinError 10048")
 FIND_ALL = "import sys, importlib.util as u; (lambda names: sys.exit(not all(map(u.find_spec, names))))"
 
 
@@ -172,6 +176,16 @@ class Server:
 
     def start(self) -> None:
         """Start the process and wait until it answers. Raises HostError with the log's end when it does not."""
+        for _ in range(PORTS - 1):
+            try:
+                return self.start_once()
+            except HostError:
+                if not self.port_was_taken():
+                    raise
+                self.port = free_port()
+        self.start_once()
+
+    def start_once(self) -> None:
         command = [
             str(self.python), str(self.host.path / "main.py"),
             "--listen", "127.0.0.1", "--port", str(self.port),
@@ -193,15 +207,25 @@ class Server:
                     f"ComfyUI {self.host.version} in {self.host.path} ended with exit code {self.process.returncode} "
                     f"while it started. The end of its log, {self.log}:\n{self.log_tail()}"
                 )
-            try:
-                self.get("/system_stats", timeout=5)
+            if self.answers():
                 return
-            except (OSError, HostError):
-                time.sleep(0.25)
+            time.sleep(0.25)
         raise HostError(
             f"ComfyUI {self.host.version} in {self.host.path} gave no answer within {BOOT_TIMEOUT:.0f} s. "
             f"The end of its log, {self.log}:\n{self.log_tail()}"
         )
+
+    def answers(self) -> bool:
+        """Whether this very process answers, and not another ComfyUI that has taken the port meanwhile."""
+        try:
+            told = self.get_json("/system_stats", timeout=30)
+        except (OSError, HostError, ValueError):
+            return False
+        return str(self.base) in told["system"]["argv"]
+
+    def port_was_taken(self) -> bool:
+        """Whether the process ended because another one took the port after it had been found free."""
+        return self.process.poll() is not None and any(words in self.log_text() for words in PORT_TAKEN)
 
     def stop(self) -> None:
         """End the process and delete the base folder."""
@@ -228,14 +252,14 @@ class Server:
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])
 
-    def get(self, route: str, timeout: float = 60) -> bytes:
+    def get(self, route: str, timeout: float = ANSWER) -> bytes:
         """The body of a GET. Raises HostError for an HTTP error and OSError when the server cannot be reached."""
         return self.request(urllib.request.Request(self.url + route), timeout)
 
-    def get_json(self, route: str, timeout: float = 60):
+    def get_json(self, route: str, timeout: float = ANSWER):
         return json.loads(self.get(route, timeout))
 
-    def post(self, route: str, data: dict, timeout: float = 60) -> dict:
+    def post(self, route: str, data: dict, timeout: float = ANSWER) -> dict:
         """The JSON answer to a POST of JSON ({} when the answer is empty). Raises as ``get`` does."""
         request = urllib.request.Request(
             self.url + route, json.dumps(data).encode(), {"Content-Type": "application/json"}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from front_end import PICTURES, FrontEnd
-from playwright.sync_api import Browser, sync_playwright
+from front_end import LOADING, PICTURES, FrontEnd
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tools.comfyui import Host, Server
 from tools.front_end import own_front_end
@@ -24,6 +24,9 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+expect.set_options(timeout=LOADING)  # its own five seconds are not enough for a busy machine
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,7 @@ def server(host: Host) -> Iterator[Server]:
 def front_end(browser: Browser, server: Server, request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
     """A fresh tab; how it looked at the end of the test is kept as a picture in output/browser."""
     context = browser.new_context(viewport={"width": 1400, "height": 900})
+    context.set_default_timeout(LOADING)
     tab = FrontEnd(context.new_page(), server.url)
     yield tab
     tab.screenshot(PICTURES / f"{request.node.name}.png")

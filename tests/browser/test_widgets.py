@@ -148,7 +148,7 @@ def files(server: Server) -> None:
 
 
 def shown(badges: Locator, said: str, count: int = 1) -> None:
-    expect(badges.filter(has_text=said)).to_have_count(count, timeout=30_000)
+    expect(badges.filter(has_text=said)).to_have_count(count)
 
 
 @OLDEST_TOO
@@ -244,7 +244,7 @@ def test_all_three_are_there_again_after_the_page_was_reloaded(empty: FrontEnd, 
     expect(page.locator(".pixart-tokens")).to_contain_text("12 of 300 tokens")
     page.evaluate(SET, [loader, "ckpt_name", LOADERS["PixArtLoadCheckpoint"][1]])
     empty.remember()
-    empty.reload()
+    empty.reload(LOADERS["PixArtLoadCheckpoint"][1])
     expect(page.locator(".pixart-aspect")).to_contain_text("512 × 2048")
     expect(page.locator(".pixart-tokens")).to_contain_text("12 of 300 tokens")
     shown(page.locator(".pixart-badge"), LOADERS["PixArtLoadCheckpoint"][2])

@@ -109,10 +109,10 @@ def test_old_workflows_are_replaced_and_draw(front_end: FrontEnd):
         page.evaluate(LOAD, json.loads((OLD / f"{name}.json").read_text(encoding="utf-8")))
         replace = page.get_by_role("button", name="Replace All")
         details = page.get_by_role("button", name="View details")
-        expect(details.or_(replace).first).to_be_visible(timeout=60_000)
+        expect(details.or_(replace).first).to_be_visible()
         if details.is_visible():
             details.click()
-        replace.click(timeout=60_000)
+        replace.click()
         page.wait_for_function(f"() => !({TYPES})().some(type => /^(PixArtCheckpointLoader|T5)/.test(type))")
         assert front_end.unknown_nodes() == [], name
         expect(page.locator(".pixart-tokens")).to_have_count(2)

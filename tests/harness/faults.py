@@ -131,7 +131,7 @@ DISK = [
 FAULTS = [*OUT_OF_MEMORY, *INTERRUPT, *UNLOADED, *DISK]
 
 QUEUED = "another prompt holds the queue meanwhile"
-KILLS = "SIGKILL at a random moment, 12 times"
+KILLS = "SIGKILL before, amid and after its bytes, and on both sides of its renaming"
 WHOLE = "what is under the final name is the old file or the new one, whole"
 
 FILES = [

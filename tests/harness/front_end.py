@@ -15,13 +15,15 @@ from tools.comfyui import PACK_FOLDER
 PICTURES = Path(__file__).resolve().parents[2] / "output" / "browser"
 LOADING = 180_000  # ms; the front end is some megabytes of scripts and may share one core with the server
 DRAWING = 300_000  # ms
-DRAFT = 1500  # ms; the front end writes down an unsaved workflow a moment after it was changed
 
 NODES_2 = pytest.param(True, id="nodes-2.0")
 RENDERERS = pytest.mark.parametrize("nodes_2", [pytest.param(False, id="canvas"), NODES_2])
 OLDEST_TOO = pytest.mark.parametrize("nodes_2", [pytest.param(False, id="canvas", marks=pytest.mark.oldest), NODES_2])
 """A test in both renderers; and one whose canvas half is also for the oldest host's front end."""
 
+# The front end writes down an unsaved workflow a moment after it was changed.
+NOTED = """text => Object.entries(localStorage)
+    .some(([key, value]) => key.startsWith("Comfy.Workflow.Draft") && value.includes(text))"""
 READY = "() => window.app?.vueAppReady && window.app.extensionManager?.workflow?.activeWorkflow"
 # The canvas keeps a node's pictures in node.imgs; Nodes 2.0 shows them as elements.
 PICTURE = """type => window.app.graph.nodes
@@ -61,9 +63,12 @@ class FrontEnd:
         self.page.goto(self.url, timeout=LOADING)
         self.page.wait_for_function(READY, timeout=LOADING)
 
-    def reload(self) -> None:
-        """Load the page anew, as F5 does; the front end opens the workflows again that were open."""
-        self.page.wait_for_timeout(DRAFT)
+    def reload(self, last: str) -> None:
+        """Load the page anew, as F5 does; the front end opens the workflows again that were open.
+
+        last: what the last change has put into the workflow, which must have been written down before.
+        """
+        self.page.wait_for_function(NOTED, arg=last, timeout=LOADING)
         self.page.reload(timeout=LOADING)
         self.page.wait_for_function(READY, timeout=LOADING)
 

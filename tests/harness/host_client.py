@@ -19,6 +19,9 @@ PREVIEW_IMAGE = 1
 TEXT = 3
 PREVIEW_IMAGE_WITH_METADATA = 4
 
+GUARD = 900
+"""Seconds after which a workflow that does not end, or a message that does not come, is taken for hung."""
+
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
@@ -52,7 +55,7 @@ class Client:
     def __enter__(self) -> Client:
         address = self.server.url.replace("http", "ws", 1)
         self.socket = websocket.create_connection(
-            f"{address}/ws?clientId={self.id}", timeout=60, http_no_proxy=["127.0.0.1"]
+            f"{address}/ws?clientId={self.id}", timeout=GUARD, http_no_proxy=["127.0.0.1"]
         )
         return self
 
@@ -70,11 +73,11 @@ class Client:
     def interrupt(self) -> None:
         self.server.post("/interrupt", {})
 
-    def run(self, prompt: dict, timeout: float = 300) -> Result:
+    def run(self, prompt: dict, timeout: float = GUARD) -> Result:
         """Queue a workflow and wait for its end. Raises HostError when refused or not done within ``timeout`` s."""
         return self.result(self.queue(prompt), timeout)
 
-    def result(self, prompt_id: str, timeout: float = 300) -> Result:
+    def result(self, prompt_id: str, timeout: float = GUARD) -> Result:
         """Listen until a queued workflow has ended, well or not."""
         result = Result(prompt_id)
         for event in self.events(timeout):
@@ -84,7 +87,7 @@ class Client:
                 return result
         raise HostError(f"The workflow {prompt_id} did not end within {timeout:.0f} s.")
 
-    def wait_for(self, kind: str, timeout: float = 60) -> dict:
+    def wait_for(self, kind: str, timeout: float = GUARD) -> dict:
         """The data of the next message of one kind, for example "progress"."""
         for event in self.events(timeout):
             if isinstance(event, dict) and event["type"] == kind:

@@ -29,7 +29,7 @@ def test_pictures_come_back_and_a_second_run_is_cached(client):
 
 
 def test_the_history_tells_the_same(server):
-    entry = server.wait(server.queue(red_square(32)), timeout=60)
+    entry = server.wait(server.queue(red_square(32)), timeout=900)
     assert entry["status"]["status_str"] == "success"
     assert len(entry["outputs"]["2"]["images"]) == 2
 

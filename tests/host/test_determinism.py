@@ -36,7 +36,7 @@ def drawn_in_a_process(host: Host, out: Path, hash_seed: str = "0") -> dict[str,
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     return load_file(out)

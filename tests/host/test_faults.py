@@ -22,7 +22,7 @@ import faults
 import graphs
 import pytest
 from faults import FAULTS, NEARLY, PICTURE, STOPPED, Fault
-from host_client import Client, Result
+from host_client import GUARD, Client, Result
 from PIL import Image, ImageChops
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -292,7 +292,7 @@ def run_after(
     """
     arm("VAE decode", "wait")
     first = client.queue(before or graphs.text_to_image(next(numbers)))
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + GUARD
     while not server.get_json("/test-fault")["waiting"]:
         assert time.monotonic() < give_up, "the first prompt never came to its decoding"
         time.sleep(0.05)

@@ -30,7 +30,7 @@ def get(server, route: str) -> tuple[int, dict]:
 def answer(request) -> tuple[int, dict]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=60) as told:
+        with opener.open(request, timeout=300) as told:
             return told.status, json.loads(told.read())
     except urllib.error.HTTPError as error:
         body = error.read()

@@ -239,3 +239,40 @@ def test_the_chinese_readme_has_all_that_the_english_one_has(what):
     )
     assert len(english) > 4 or what == "commands"
     assert english == chinese
+
+
+COMFYUI = """
+import http.server, json, sys
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"system": {"argv": sys.argv}}).encode())
+
+class Server(http.server.HTTPServer):
+    allow_reuse_address = False
+
+Server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Answer).serve_forever()
+"""
+"""As much of one as answers which base folder it was started with."""
+
+
+def test_a_port_that_another_comfyui_has_taken_meanwhile_is_left_to_it(tmp_path):
+    (tmp_path / "main.py").write_text(COMFYUI)
+    host = comfyui.Host(tmp_path, "1.0.0")
+
+    def server(name: str) -> comfyui.Server:
+        return comfyui.Server(host, Path(sys.executable), cpu=True, log=tmp_path / f"{name}.log", pack=tmp_path)
+
+    with server("first") as first:
+        second = server("second")
+        second.port = first.port
+        with second:
+            assert second.port != first.port
+            assert str(second.base) in second.get_json("/system_stats")["system"]["argv"]
+        third = server("third")
+        third.port = first.port
+        third.port_was_taken = lambda: False
+        with pytest.raises(comfyui.HostError, match="ended with exit code 1 while it started"), third:
+            pass

@@ -25,7 +25,7 @@ import nodes
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
 
 MESSAGE = "out of memory, for a test"
-WAIT_LIMIT = 120  # s
+WAIT_LIMIT = 1800  # s; ends what a test has left waiting, and must be longer than its other limits
 
 
 def of_pack(name: str):
@@ -48,6 +48,7 @@ PLACES: dict[str, Callable[[], tuple[object, str]]] = {
     "VAE decode": lambda: (comfy.taesd.taesd.TAESD, "decode"),
     "training": lambda: (of_pack("pixart.training.trainer").Trainer, "update"),
     "save": lambda: (of_pack("pixart.files"), "partial_of"),
+    "counting tokens": lambda: (of_pack("nodes.host.text").Counter, "count"),
     "node": lambda: (of_pack("nodes.resolution").PixArtResolution, "execute"),
 }
 
