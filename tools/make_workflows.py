@@ -187,7 +187,7 @@ def add_note(workflow: dict, text: str) -> None:
 def twin(api: dict, spec: dict) -> dict:
     """The same graph with other nodes (``replace``), files (``files``, by the demo file's name) and values (``set``).
 
-    outputs: "node.slot" → the slot of the node that replaces it.
+    outputs: "node.slot" → the slot of the node that replaces it. drop: nodes to leave out, which nothing may then use.
 
     Raises ValueError when the spec names an input that the graph does not have.
     """
@@ -206,6 +206,8 @@ def twin(api: dict, spec: dict) -> dict:
         if name not in graph.get(key, {}).get("inputs", {}):
             raise ValueError(f"The twin sets {place}, which the workflow does not have.")
         graph[key]["inputs"][name] = value
+    for key in spec.get("drop", ()):
+        del graph[key]
     return graph
 
 
