@@ -1,7 +1,7 @@
 """``python forward_memory.py COMFYUI CHECKPOINT PIXELS …``: the memory of a forward, as the host is told and as it is.
 
-A process of its own, started with ``MALLOC_MMAP_THRESHOLD_`` (see ``GIVE_BACK``): glibc then hands every tensor back to
-the system when it is dropped, so that resident memory is what is in use, and not what some earlier work left behind in
+A process of its own, to be started with a small ``MALLOC_MMAP_THRESHOLD_``: glibc then hands every tensor back to the
+system when it is dropped, so that resident memory is what is in use, and not what some earlier work left behind in
 holes. Prints JSON: for each case its pixels, whether it is compressed, bytes told and bytes taken.
 """
 
@@ -25,7 +25,6 @@ from pixart.attention import WORKSPACE  # noqa: E402
 from pixart.compression import COMPRESSION  # noqa: E402
 from tools.comfyui import read_host  # noqa: E402
 
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 CAPTION = (2, 20, 64)
 
 
