@@ -75,7 +75,7 @@ class PixArtReferenceSampling(io.ComfyNode):
                     "choice of the official demos.",
                 ),
                 io.Int.Input(
-                    "steps", default=20, min=1, max=1000, tooltip="20 for DPM-Solver++, 25 for SA-Solver officially."
+                    "steps", default=20, min=1, max=999, tooltip="20 for DPM-Solver++, 25 for SA-Solver officially."
                 ),
                 io.Float.Input(
                     "denoise",
