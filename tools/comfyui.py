@@ -218,10 +218,9 @@ class Server:
     def answers(self) -> bool:
         """Whether this very process answers, and not another ComfyUI that has taken the port meanwhile."""
         try:
-            told = self.get_json("/system_stats", timeout=30)
-        except (OSError, HostError, ValueError):
+            return str(self.base) in self.get_json("/system_stats", timeout=30)["system"]["argv"]
+        except (OSError, HostError, ValueError, KeyError, TypeError):  # the last three: another program's answer
             return False
-        return str(self.base) in told["system"]["argv"]
 
     def port_was_taken(self) -> bool:
         """Whether the process ended because another one took the port after it had been found free."""
