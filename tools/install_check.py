@@ -147,9 +147,11 @@ def check_archive(clone: Path, python: Path, street: Path) -> None:
 
 
 def with_released_files(info: dict) -> dict:
-    """object_info as if the files that workflows offer to download, and captions and fine-tunes, were there."""
-    models = json.loads((ROOT / "tools" / "workflow_extras.json").read_text(encoding="utf-8"))["models"]
-    offered = [entry for entries in models.values() for entry in entries]
+    """object_info as if the files that workflows offer to download were there, and those that other workflows write."""
+    extras = json.loads((ROOT / "tools" / "workflow_extras.json").read_text(encoding="utf-8"))
+    offered = [entry for entries in extras["models"].values() for entry in entries]
+    told = [setting for spec in extras["twins"].values() for setting in spec.get("set", {}).items()]
+    trained = {f"{value}.safetensors" for place, value in told if place.endswith(".lora_name")}
     graphs = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows" / "api").glob("*.json")]
     nodes = [node for graph in graphs for node in graph.values()]
     captions = {node["inputs"]["caption_name"] for node in nodes if node["class_type"] == "PixArtLoadCaption"}
@@ -157,7 +159,7 @@ def with_released_files(info: dict) -> dict:
     for node in info.values():
         for name, spec in {**node["input"].get("required", {}), **node["input"].get("optional", {})}.items():
             more = [entry["name"] for entry in offered if entry["directory"] == LOADED.get(name)]
-            more += sorted({"caption_name": captions, "ckpt_name": tunes}.get(name, ()))
+            more += sorted({"caption_name": captions, "ckpt_name": tunes, "lora_name": trained}.get(name, ()))
             options = spec[0] if isinstance(spec[0], list) else spec[1].get("options") if len(spec) > 1 else None
             if isinstance(options, list):
                 options.extend(more)
