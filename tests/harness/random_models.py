@@ -13,6 +13,10 @@ from pixart.config import PixArtConfig
 from pixart.training.initialise import initialise
 from pixart.transformer import PixArtTransformer
 
+SMALL = PixArtConfig(
+    hidden_size=144, depth=3, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
+)
+
 
 @torch.no_grad()
 def random_transformer(config: PixArtConfig, seed: int = 0) -> PixArtTransformer:

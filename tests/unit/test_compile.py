@@ -6,26 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from random_models import SMALL, random_transformer
 
 from pixart.compression import COMPRESSION, KVCompression
-from pixart.config import PixArtConfig
-from pixart.training.initialise import initialise
 from pixart.transformer import PixArtTransformer, run_options
-
-CONFIG = PixArtConfig(
-    hidden_size=144, depth=3, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
-)
 
 
 @pytest.fixture
 def model() -> PixArtTransformer:
-    torch.manual_seed(0)
-    model = initialise(PixArtTransformer(CONFIG)).eval()
-    with torch.no_grad():
-        for value in model.parameters():
-            if not value.any():
-                value.normal_(std=0.05)
-    return model
+    return random_transformer(SMALL).eval()
 
 
 @pytest.fixture
@@ -90,4 +79,4 @@ def test_a_block_is_one_graph_and_serves_every_step(model, graphs):
         given["timesteps"] = torch.tensor([t]).expand(2)
         out = model(**given, transformer_options=run_options(prepared))
         assert (out - expected).abs().max() <= 1e-4 * expected.abs().max()
-    assert len(graphs) == CONFIG.depth
+    assert len(graphs) == SMALL.depth

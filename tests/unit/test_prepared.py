@@ -6,16 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from random_models import SMALL, random_transformer
 
 from pixart.attention import is_patched, sdpa
-from pixart.config import PixArtConfig
 from pixart.prepared import LEAST_PADDING, MOST_SPANS, PREPARED, spans
-from pixart.training.initialise import initialise
 from pixart.transformer import PixArtTransformer, run_options
 
-CONFIG = PixArtConfig(
-    hidden_size=144, depth=2, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
-)
 LONG = 2 * LEAST_PADDING + 6
 
 
@@ -46,13 +42,7 @@ def test_a_mask_is_kept_where_spans_do_not_pay_or_do_not_tell_it(mask):
 
 @pytest.fixture
 def model() -> PixArtTransformer:
-    torch.manual_seed(0)
-    model = initialise(PixArtTransformer(CONFIG)).eval()
-    with torch.no_grad():
-        for value in model.parameters():
-            if not value.any():
-                value.normal_(std=0.05)
-    return model
+    return random_transformer(SMALL).eval()
 
 
 class Kernel:
@@ -95,7 +85,7 @@ def test_each_caption_is_attended_to_without_its_padding(model, kernel):
     out = model(
         **given, transformer_options=run_options(model.prepare_caption(given["caption"], given["caption_mask"]))
     )
-    assert kernel.calls == [(1, LONG, False), (1, 5, False)] * CONFIG.depth
+    assert kernel.calls == [(1, LONG, False), (1, 5, False)] * SMALL.depth
     assert (out - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
@@ -124,10 +114,10 @@ def test_whoever_looks_on_is_shown_the_whole_batch_and_its_mask(model, kernel, k
     elif kind == "override":
         options["optimized_attention_override"] = object()
     elif kind == "another mask":
-        options["patches_replace"] = {"dit": {("double_block", index): swap_mask for index in range(CONFIG.depth)}}
+        options["patches_replace"] = {"dit": {("double_block", index): swap_mask for index in range(SMALL.depth)}}
     with torch.set_grad_enabled(kind == "gradient"):
         model(**given, transformer_options=options)
-    assert kernel.calls == [(2, LONG, True)] * CONFIG.depth
+    assert kernel.calls == [(2, LONG, True)] * SMALL.depth
 
 
 def swap_mask(args, more):

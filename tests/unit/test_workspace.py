@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from random_models import SMALL, random_transformer
 from torch import nn
 
 from pixart.attention import GATE, WORKSPACE
-from pixart.config import PixArtConfig
-from pixart.training.initialise import initialise
 from pixart.transformer import PixArtTransformer, run_options
 from pixart.workspace import NARROW, WIDE, Workspace
-
-CONFIG = PixArtConfig(
-    hidden_size=144, depth=3, num_heads=2, mlp_hidden_size=288, caption_channels=64, base_size=8, pe_interpolation=0.25
-)
 
 
 @pytest.fixture
 def model() -> PixArtTransformer:
-    torch.manual_seed(0)
-    model = initialise(PixArtTransformer(CONFIG)).eval()
-    with torch.no_grad():
-        for value in model.parameters():
-            if not value.any():
-                value.normal_(std=0.05)
-    return model
+    return random_transformer(SMALL).eval()
 
 
 def given(size=(16, 12), batch=2) -> dict:
@@ -82,7 +71,7 @@ def test_queries_that_a_patch_keeps_are_not_written_over(model, name):
 
     inputs = given()
     with_and_without(model, inputs, patches={f"{name}_patch": [patch]})
-    assert len(kept) == 2 * CONFIG.depth
+    assert len(kept) == 2 * SMALL.depth
     for mine, copied in zip(kept, copies, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, copied, strict=True))
 
@@ -100,7 +89,7 @@ def test_what_an_override_of_attention_keeps_is_not_written_over(model):
     for block in model.blocks:
         block.attn.attention = block.cross_attn.attention = kernel
     with_and_without(model, given(), optimized_attention_override=object())
-    assert len(kept) == 2 * 2 * 2 * CONFIG.depth
+    assert len(kept) == 2 * 2 * 2 * SMALL.depth
     assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
 
 
@@ -114,7 +103,7 @@ def test_a_frozen_cross_attention_is_not_written_over(model):
     options = run_options(model.prepare_caption(inputs["caption"])) | {GATE: gate}
     model(**inputs, transformer_options=options)
     copies = {index: out.clone() for index, out in gate.items()}
-    assert len(copies) == CONFIG.depth
+    assert len(copies) == SMALL.depth
     model(**{**inputs, "x": -inputs["x"]}, transformer_options=options)
     assert all(torch.equal(gate[index], copy) for index, copy in copies.items())
 
